@@ -1,0 +1,248 @@
+"""What may happen: every input of the updater, as frozen data.
+
+This file knows the events. It does not know where they come from. Time and chance are data: every event carries
+both clocks, the boot's id and one random draw, so that the core reads no clock and throws no dice.
+
+Events are past participles: they say what was, never what to do.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelagent.core.verdicts import CanaryVerdict
+from modelagent.errors import Remedy
+from modelagent.manifest import Release
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """A moment on both clocks: Unix seconds, seconds since boot, and which boot."""
+
+    wall: float
+    mono: float
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Identity of one activation: inode and mtime_ns of the `current` link. Never repeats."""
+
+    inode: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFacts:
+    """One complete slot found on disk."""
+
+    release: Release
+    confirmed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFacts:
+    """What the store holds: complete slots, and what the links name (digest), with the identity of `current`."""
+
+    slots: tuple[SlotFacts, ...] = ()
+    current: str | None = None
+    link: Link | None = None
+    fallback: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Cumulative counts of one version in one inference epoch; evidence is the difference of two of these.
+
+    `busy_s` counts seconds in which frames came. The four pair counts compare running and shadow model on the same
+    labelled frames. `faults` are crashes, hangs and NaN; `faulted` frames blame nobody and are not among them.
+    """
+
+    frames: int = 0
+    done: int = 0
+    dropped: int = 0
+    faults: int = 0
+    busy_s: int = 0
+    right: int = 0
+    wrong: int = 0
+    both_right: int = 0
+    only_new: int = 0
+    only_old: int = 0
+    both_wrong: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """A version that signed channel data takes back."""
+
+    digest: str
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """From `start` (Unix seconds) on, the share (0..1] of devices that may begin."""
+
+    start: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base: when it happened, and one draw from [0, 1) for jitter."""
+
+    at: Instant
+    draw: float
+
+
+@dataclass(frozen=True, slots=True)
+class Started(Event):
+    """The updater came up, first boot or after any crash; `disk` is the truth about the store."""
+
+    disk: DiskFacts
+    runtime: str
+
+
+@dataclass(frozen=True, slots=True)
+class Elapsed(Event):
+    """Time passed: look again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learned(Event):
+    """A check finished with fresh signed metadata.
+
+    `offer` is what the channel names (None: the channel names nothing), `pinned` the release of the wanted pin if the
+    repository has it. `withdrawn` lists every version the channel takes back.
+    """
+
+    effect: int
+    offer: Release | None
+    pinned: Release | None = None
+    withdrawn: tuple[Withdrawal, ...] = ()
+    waves: tuple[Wave, ...] = ()
+    notes: tuple[str, ...] = ()  # warnings about the metadata, for instance soon expiring
+
+
+@dataclass(frozen=True, slots=True)
+class CheckFailed(Event):
+    """A check did not finish; nothing is known that was not known before."""
+
+    effect: int
+    remedy: Remedy
+    code: str
+    message: str
+    retry_after: float = 0.0  # seconds, as the server asked
+
+
+class Verb:
+    """What a command may ask for. Commands say what should hold; they are not orders."""
+
+    CHECK = "check"
+    UPDATE = "update"  # check, and lift windows and waves ("now")
+    PIN = "pin"
+    UNPIN = "unpin"
+    HOLD = "hold"
+    RESUME = "resume"
+    ROLLBACK = "rollback"
+    LIFT = "lift"
+    BLOCK = "block"
+    CONFIG = "config"  # a config edit: channel, pin, hold, forbidden versions
+    ALL = (CHECK, UPDATE, PIN, UNPIN, HOLD, RESUME, ROLLBACK, LIFT, BLOCK, CONFIG)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted(Event):
+    """Somebody says what should hold.
+
+    `verb` is one of Verb.ALL but ROLLBACK (that is RevertWanted); `argument` a version, digest or reason; `id`
+    makes a repeat a no-op; `origin` is cli, mqtt or config.
+    """
+
+    verb: str
+    origin: str
+    id: str
+    argument: str = ""
+    settings: "ConfigWish | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigWish:
+    """What the settings file says should hold for one model."""
+
+    channel: str = "stable"
+    pin: str = ""
+    hold: bool = False
+    updates: bool = True  # False: config forbids every new activation
+    forbid: tuple[str, ...] = ()  # versions that config forbids
+    safe_action: str = "keep-and-alarm"  # or "stop"
+    probation: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RevertWanted(Event):
+    """Leave the running version: an operator's rollback."""
+
+    origin: str
+    id: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Event):
+    """An effect of this id is done. `link` belongs to Stage, Activate and Revert, `verdict` to RunCanary."""
+
+    effect: int
+    link: Link | None = None
+    verdict: CanaryVerdict | None = None
+    progress: int = 0
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(Event):
+    """An effect of this id could not be done. `progress` says how far it got (bytes), for the attempt limit."""
+
+    effect: int
+    remedy: Remedy
+    code: str
+    message: str
+    progress: int = 0
+    retry_after: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Runs(Event):
+    """Health: inference acts on `link` and runs `digest` (None: nothing yet), with these counts since `epoch`."""
+
+    link: Link | None
+    digest: str | None
+    epoch: str
+    counts: Counts
+    shadow: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FellBack(Event):
+    """Health: for `link`, inference left `digest` for the fallback by itself.
+
+    `confirmed` says whether inference saw the slot confirmed; `hard` whether it was crash, hang or NaN.
+    """
+
+    link: Link
+    digest: str
+    reason: str
+    confirmed: bool
+    hard: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Event):
+    """Health: for `link`, inference could not load `digest` (wrong hash, contract, load failure)."""
+
+    link: Link
+    digest: str
+    reason: str
+    confirmed: bool
+    hard: bool = False
