@@ -1,8 +1,8 @@
 """The mailbox between the loop and one worker: a sealed memory file and two event counters.
 
 This file knows the layout (header, inputs, outputs) and who writes what when. It does not know what a frame
-means, how the worker is started or what happens when it dies. No pickle, no queue: a frame is one copy and one
-counter.
+means, how the worker is started or what happens when it dies. No pickle and no queue: a frame is one copy and
+one counter.
 
     layout = plan(manifest.inputs, manifest.outputs)
     parent = ParentSide(layout)                     # spawn the worker with parent.fds passed on
@@ -14,7 +14,7 @@ counter.
     worker.take(); ...; worker.answer(OK, invoke_ns)
 
 Layout: 64 bytes of header, little-endian {u64 sequence, i64 status, u64 invoke_ns, u64 answered sequence},
-then the inputs, then the outputs, each at a multiple of 64 bytes and each of batch 1. The file is sealed against
+then inputs, then outputs, each at a multiple of 64 bytes and each of batch 1. The file is sealed against
 resizing: neither side can make the other's mapping fault (memfd_create(2), F_ADD_SEALS).
 """
 
