@@ -1,0 +1,42 @@
+# Front door to the scripts; each of them also works alone, from a fresh clone.
+.PHONY: help demo test test-fast test-all check format bench clean distclean
+.DEFAULT_GOAL := help
+python := .venv/bin/python
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+demo: ## the whole product on real handwritten digits, about 90 s
+	@script/demo
+
+test: ## all tests but tensorflow's
+	@script/test
+
+test-fast: ## tests that start no process
+	@script/test --fast
+
+test-all: ## all tests; installs tensorflow
+	@script/test --all
+
+check: ## ruff, mypy and import-linter
+	@script/setup dev
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+	.venv/bin/lint-imports
+
+format: ## let ruff put the sources in order
+	@script/setup dev
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+
+bench: ## measure; ONLY=name,... for some; writes build/bench.json
+	@script/setup dev
+	$(python) benchmarks/run.py $(if $(ONLY),--only $(ONLY))
+
+clean: ## remove what was built and cached
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## the same, and the virtual environments
+	rm -rf .venv .venv-build
