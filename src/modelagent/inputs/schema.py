@@ -1,0 +1,421 @@
+"""The settings as types: what may stand in modelagent.toml, with defaults, units and limits.
+
+This file knows each key, its default and what is allowed. It does not know files: `config.py` reads them and puts
+refusals into words.
+
+    Settings.model_validate({"models": {"digits": {"source": {"kind": "none"}}}}).models["digits"].source.fps   # 30.0
+
+Durations are numbers of seconds or texts such as "250ms", "30s", "1h30m", "1d"; sizes carry their unit in the name.
+The `description` of a field is the comment that stands beside it in config/modelagent.toml.
+"""
+
+import hashlib
+import hmac
+import math
+import platform
+import re
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from modelagent.core.events import ConfigWish
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+_DURATION: Final = "seconds as a number, or a text such as 250ms, 30s, 1h30m, 6h, 1d"
+_DAY: Final = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+_CLOCK: Final = r"(?:[01]\d|2[0-3]):[0-5]\d"
+_WINDOW: Final = re.compile(rf"(?:(?:{_DAY}(?:-{_DAY})?)(?:,{_DAY}(?:-{_DAY})?)* )?{_CLOCK}-(?:{_CLOCK}|24:00)")
+
+
+def parse_duration(value: object) -> float:
+    """Seconds of a number or of a text such as "1h30m". Raises ValueError that says what is allowed."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
+        return float(value)
+    if isinstance(value, str) and value and not _PART.sub("", value.replace(" ", "")):
+        return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value))
+    raise ValueError(_DURATION)
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_path(value: object) -> object:
+    if isinstance(value, str):
+        if not value.startswith("/"):
+            raise ValueError("an absolute path, starting with /")
+        return Path(value)
+    return value
+
+
+def _as_optional_path(value: object) -> object:
+    return None if value == "" else _as_path(value)
+
+
+def _check_url(value: str) -> str:
+    parts = urlsplit(value)
+    if value and parts.scheme not in {"http", "https", "file"} and not value.startswith("/"):
+        raise ValueError("http://..., https://..., file:///... or an absolute path")
+    if parts.scheme in {"http", "https"} and not parts.hostname:
+        raise ValueError("a URL with a host name, for instance https://models.example.org/fleet")
+    if parts.username or parts.password:
+        raise ValueError("a URL without user and password (use client_cert and client_key)")
+    return value
+
+
+def _check_proxy(value: str) -> str:
+    if value and urlsplit(value).scheme not in {"http", "https"}:
+        raise ValueError("http://host:port or https://host:port, or empty for none")
+    return value
+
+
+def _check_zone(value: str) -> str:
+    if value == "UTC":
+        return value  # needs no zone files, which a slim image may lack
+    try:
+        ZoneInfo(value)
+    except (OSError, ValueError) as error:
+        raise ValueError("the name of a time zone, for instance UTC or Europe/Madrid") from error
+    return value
+
+
+def _check_window(value: str) -> str:
+    if not _WINDOW.fullmatch(value):
+        raise ValueError('a weekly window such as "Mon-Fri 22:00-05:00", "Sat,Sun 00:00-24:00" or "01:00-04:00"')
+    return value
+
+
+def _check_mode(value: int) -> int:
+    if value & 0o007 or not value & 0o600 == 0o600 or value > 0o770:
+        raise ValueError("0o600 or 0o660: whoever reaches this socket steers the device")
+    return value
+
+
+def _default_id() -> str:
+    """A stable name for this device that does not reveal its machine-id (machine-id(5) asks for a keyed hash)."""
+    try:
+        machine = Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        machine = ""
+    if machine:
+        return hmac.new(machine.encode(), b"modelagent device id", hashlib.sha256).hexdigest()[:16]
+    return re.sub(r"[^A-Za-z0-9._-]", "-", platform.node())[:64].strip(".-_") or "device"
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Version = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9.+_-]{0,63})?$")]
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+AbsolutePath = Annotated[Path, BeforeValidator(_as_path)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_as_optional_path)]
+Url = Annotated[str, AfterValidator(_check_url)]
+Windows = Annotated[tuple[Annotated[str, AfterValidator(_check_window)], ...], BeforeValidator(_as_tuple)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
+Megabytes = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
+class Section(BaseModel):
+    """Base of every table: nothing unknown, nothing converted, nothing changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
+
+
+class Device(Section):
+    """[device]: who this is."""
+
+    id: Identifier = Field(default_factory=_default_id, description="name of this device, also in MQTT topics")
+    groups: Annotated[tuple[Identifier, ...], BeforeValidator(_as_tuple)] = Field(
+        default=(), description="groups this device belongs to: commands and waves may name them"
+    )
+    hardware: Identifier = Field(
+        default_factory=lambda: platform.machine() or "unknown",
+        description="hardware class; a release may name the classes it is for",
+    )
+
+
+class Paths(Section):
+    """[paths]: the four directories, each written by one process."""
+
+    state_dir: AbsolutePath = Field(default=Path("/var/lib/modelagent"), description="the updater's store")
+    inference_dir: AbsolutePath = Field(
+        default=Path("/var/lib/modelagent-inference"), description="inference's results and start counts"
+    )
+    run_dir: AbsolutePath = Field(default=Path("/run/modelagent"), description="control socket and lock")
+    inference_run_dir: AbsolutePath = Field(default=Path("/run/modelagent-inference"), description="health files")
+
+    @property
+    def control_socket(self) -> Path:
+        """Where the updater listens."""
+        return self.run_dir / "control.sock"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the updater, or by an offline command in its stead."""
+        return self.run_dir / "updater.lock"
+
+    def model_dir(self, model: str) -> Path:
+        """The updater's directory of one model: links, slots and state."""
+        return self.state_dir / "models" / model
+
+    def health(self, model: str) -> Path:
+        """Inference's health file of one model."""
+        return self.inference_run_dir / model / "health.json"
+
+    def labels(self, model: str) -> Path:
+        """The spool of label batches of one model."""
+        return self.state_dir / "labels" / model
+
+
+class Repository(Section):
+    """[repository]: where releases come from. It is trusted with nothing; the root file is what is trusted."""
+
+    url: Url = Field(default="", description="http(s)://..., file:///... or an absolute path; empty: none")
+    root: AbsolutePath = Field(
+        default=Path("/etc/modelagent/root.json"), description="the trusted root metadata, brought by hand"
+    )
+    connect_timeout: Duration = Field(default=10.0, gt=0, le=300, description="to connect")
+    read_timeout: Duration = Field(default=30.0, gt=0, le=3600, description="without a single byte")
+    min_rate: int = Field(default=500, ge=0, description="bytes/s over min_rate_window; slower is given up")
+    min_rate_window: Duration = Field(default=60.0, gt=0, le=3600, description="window of min_rate")
+    ca: OptionalPath = Field(default=None, description="PEM of the accepted authorities; empty: the system's")
+    client_cert: OptionalPath = Field(default=None, description="PEM client certificate for mutual TLS")
+    client_key: OptionalPath = Field(default=None, description="PEM key of client_cert")
+    proxy: Annotated[str, AfterValidator(_check_proxy)] = Field(
+        default="", description="http://host:port; empty: as the environment says"
+    )
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if (self.client_cert is None) != (self.client_key is None):
+            raise ValueError("client_cert and client_key: both or neither")
+        return self
+
+
+class Source(Section):
+    """[models.<name>.source]: where frames come from."""
+
+    kind: Literal["none", "replay"] = Field(default="none", description="none: idle; replay: frames of a file")
+    path: OptionalPath = Field(default=None, description="replay: an .npz with the frames")
+    fps: float = Field(default=30.0, ge=0, le=100_000, description="frames a second; 0: as fast as they are taken")
+    loop: bool = Field(default=True, description="replay: begin again at the end")
+    queue: int = Field(default=64, ge=1, le=100_000, description="frames that may wait")
+    overflow: Literal["drop-oldest", "block"] = Field(
+        default="drop-oldest", description="when the queue is full: lose the oldest frame, counted, or hold the source"
+    )
+
+    @model_validator(mode="after")
+    def _replay_needs_path(self) -> Self:
+        if self.kind == "replay" and self.path is None:
+            raise ValueError('kind = "replay" needs path')
+        return self
+
+
+class Results(Section):
+    """[models.<name>.results]: where results go."""
+
+    sqlite: bool = Field(default=True, description="results.db; labels are joined to it")
+    jsonl: bool = Field(default=False, description="results.jsonl, one line a result")
+    max_mb: Megabytes = Field(default=64, description="size of each; the oldest results go first")
+
+
+class Runtime(Section):
+    """[models.<name>.runtime]: how the worker is run."""
+
+    threads: int = Field(default=1, ge=1, le=64, description="of the interpreter")
+    hang_s: Duration = Field(default=2.0, gt=0, le=600, description="one inference longer than this is a hang")
+    load_timeout: Duration = Field(default=60.0, gt=0, le=3600, description="loading and warming up")
+    starts: int = Field(default=3, ge=1, le=100, description="starts without progress before the fallback is taken")
+    healthy_after: int = Field(
+        default=200, ge=1, le=1_000_000, description="inferences after which old faults are forgotten"
+    )
+
+
+class Probation(Section):
+    """[models.<name>.probation]: how a new version proves itself on live input."""
+
+    enabled: bool = Field(default=True, description="false: a version is confirmed as soon as it runs")
+    frames: int = Field(default=500, ge=1, description="healthy inferences wanted")
+    seconds: Duration = Field(default=60.0, description="seconds with frames wanted")
+    labels: int = Field(default=0, ge=0, description="labelled results wanted; 0: none, but they count if they come")
+    error_p0: Probability = Field(default=0.05, description="error rate that is surely fine")
+    error_p1: Probability = Field(default=0.15, description="error rate that is surely bad")
+    alpha: Probability = Field(default=0.01, description="chance to revert a good version, all tests together")
+    beta: Probability = Field(default=0.05, description="chance to overlook a bad one")
+    timeout_s: Duration = Field(
+        default=120.0,
+        gt=0,
+        description="for inference to run an activated version; time with inference down is not counted",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.error_p0 >= self.error_p1:
+            raise ValueError(f"error_p0 ({self.error_p0}) must be below error_p1 ({self.error_p1})")
+        return self
+
+
+class Shadow(Section):
+    """[models.<name>.shadow]: the previous version on the same frames, during probation."""
+
+    rate: Share = Field(default=0.2, description="share of frames that both versions see; 0: none")
+    ring: int = Field(default=256, ge=1, le=100_000, description="frames kept, in memory only")
+
+
+class Model(Section):
+    """[models.<name>]: one model and what should hold for it."""
+
+    channel: Name = Field(default="stable", description="the channel to follow")
+    pin: Version = Field(default="", description="this version and no other; empty: none")
+    hold: bool = Field(default=False, description="true: no new activation (a revert still happens)")
+    updates: bool = Field(default=True, description="false: settings forbid every new activation")
+    forbid: Annotated[tuple[Version, ...], BeforeValidator(_as_tuple)] = Field(
+        default=(), description="versions that are never activated here"
+    )
+    safe_action: Literal["keep-and-alarm", "stop"] = Field(
+        default="keep-and-alarm", description="when a version is bad and nothing is left to go back to"
+    )
+    label_horizon: Duration = Field(default=7 * 86400.0, gt=0, description="how late a label may still come")
+    source: Source = Source()
+    results: Results = Results()
+    runtime: Runtime = Runtime()
+    probation: Probation = Probation()
+    shadow: Shadow = Shadow()
+
+    @property
+    def wish(self) -> ConfigWish:
+        """The part that steers the machine."""
+        return ConfigWish(
+            channel=self.channel,
+            pin=self.pin,
+            hold=self.hold,
+            updates=self.updates,
+            forbid=self.forbid,
+            safe_action=self.safe_action,
+            probation=self.probation.enabled,
+        )
+
+
+class Policy(Section):
+    """[policy]: when the device looks, downloads and switches."""
+
+    check_interval: Duration = Field(default=6 * 3600.0, ge=0.1, le=31 * 86400, description="between two checks")
+    jitter: float = Field(default=0.1, ge=0, le=0.5, description="share of the interval spread over the fleet")
+    timezone: Annotated[str, AfterValidator(_check_zone)] = Field(
+        default="UTC", description="zone of the windows, for instance Europe/Madrid"
+    )
+    download_windows: Windows = Field(default=(), description="weekly windows for downloads; empty: always")
+    activate_windows: Windows = Field(default=(), description="weekly windows for activation; empty: always")
+    allow_metered: bool = Field(default=True, description="download over a metered link")
+    metered: bool = Field(default=False, description="what to believe of the link where nothing tells")
+    max_load: float = Field(default=0.0, ge=0, le=1000, description="load average per CPU for a canary; 0: any")
+    min_free_memory_mb: int = Field(default=64, ge=0, description="available memory for a canary; 0: any")
+    max_temperature_c: float = Field(default=0.0, ge=0, le=150, description="for a canary; 0: any")
+    min_battery_percent: int = Field(default=0, ge=0, le=100, description="on battery, for downloads; 0: any")
+    inhibit_dir: OptionalPath = Field(
+        default=None, description="a file in it means: do not disturb the application now; empty: off"
+    )
+
+
+class CanaryLimits(Section):
+    """[limits.canary]: what a candidate may use before it has proved anything."""
+
+    seconds: Duration = Field(default=120.0, gt=0, le=86400, description="wall clock, both models together")
+    memory_mb: Megabytes = Field(default=512, description="address space of one canary worker")
+
+
+class Limits(Section):
+    """[limits]: what the agent may use of the device."""
+
+    disk_reserve_mb: int = Field(default=256, ge=0, description="free space that is never touched")
+    keep_slots: int = Field(default=3, ge=2, le=100, description="versions kept on disk")
+    max_store_mb: Megabytes = Field(default=2048, description="size of the store")
+    attempts: int = Field(default=5, ge=1, le=1000, description="tries without progress before a longer pause")
+    canary: CanaryLimits = CanaryLimits()
+
+
+class Tls(Section):
+    """[mqtt.tls]: encryption of the broker's link."""
+
+    enabled: bool = Field(default=False, description="use TLS; also on when ca or cert is given")
+    ca: OptionalPath = Field(default=None, description="PEM of the accepted authorities; empty: the system's")
+    cert: OptionalPath = Field(default=None, description="PEM client certificate")
+    key: OptionalPath = Field(default=None, description="PEM key of cert")
+
+    @property
+    def wanted(self) -> bool:
+        """True when the link is to be encrypted."""
+        return self.enabled or self.ca is not None or self.cert is not None
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key: both or neither")
+        return self
+
+
+class Mqtt(Section):
+    """[mqtt]: the broker, trusted with nothing. Off unless `host` is given."""
+
+    host: str = Field(default="", max_length=253, pattern=r"^[^\s/]*$", description="broker; empty: MQTT is off")
+    port: int = Field(default=0, ge=0, le=65535, description="0: 1883, or 8883 with TLS")
+    username: str = Field(default="", max_length=256, description="empty: none")
+    password_file: OptionalPath = Field(default=None, description="file whose first line is the password")
+    keepalive: Duration = Field(default=60.0, ge=1, le=65535, description="seconds between signs of life")
+    prefix: str = Field(
+        default="modelagent",
+        pattern=r"^[^/+#\s]+(/[^/+#\s]+)*$",
+        max_length=128,
+        description="first part of every topic",
+    )
+    queue: int = Field(default=1000, ge=1, le=100_000, description="reports that may wait for the broker")
+    tls: Tls = Tls()
+
+    @property
+    def effective_port(self) -> int:
+        """The port to connect to."""
+        return self.port or (8883 if self.tls.wanted else 1883)
+
+    @model_validator(mode="after")
+    def _password_needs_name(self) -> Self:
+        if self.password_file is not None and not self.username:
+            raise ValueError("password_file needs username")
+        return self
+
+
+class Control(Section):
+    """[control]: who may speak to the updater on this machine."""
+
+    group: str = Field(default="", max_length=32, pattern=r"^[^\s:]*$", description="group of the socket; empty: ours")
+    mode: Annotated[int, AfterValidator(_check_mode)] = Field(default=0o660, description="permission of the socket")
+
+
+class Log(Section):
+    """[log]: what is written to the journal or the terminal."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level written")
+
+
+class Settings(Section):
+    """Everything that a person can set."""
+
+    device: Device = Field(default_factory=Device)
+    paths: Paths = Paths()
+    repository: Repository = Repository()
+    models: dict[Name, Model] = Field(default_factory=dict)
+    policy: Policy = Policy()
+    limits: Limits = Limits()
+    mqtt: Mqtt = Mqtt()
+    control: Control = Control()
+    log: Log = Log()
