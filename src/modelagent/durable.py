@@ -1,5 +1,4 @@
-"""The only door to durable writes: after a call returns, a power cut cannot undo it, and before it returns the
-old state is whole.
+"""The only door to durable writes: what has returned survives a power cut, what has not leaves the old state whole.
 
 This file knows files, directories, renames and fsync (the order of Pillai et al., "All File Systems Are Not
 Created Equal", OSDI 2014: write, fsync file, rename, fsync directory). It does not know what the files mean.
@@ -8,14 +7,32 @@ Created Equal", OSDI 2014: write, fsync file, rename, fsync directory). It does 
     swap_link(prepared, link)       # one rename: `link` names the old or the new, never nothing
 
 Each system call that changes the disk goes through `point`, so that tests can enumerate and interrupt every one.
-All functions raise OSError as the kernel gives it; callers turn it into DeviceError with the remedy.
+All functions raise OSError as the kernel gives it; callers turn it into DeviceError with the remedy, by
+`device_errors`.
 """
 
 import contextlib
+import errno
 import os
+import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+from modelagent.errors import DeviceError
+
+# errno -> (code, remedy) of the DeviceError it becomes. The kernel says ENOSPC for blocks and for inodes alike.
+_REMEDIES: Final = {
+    errno.ENOSPC: ("no-space", "free some space or inodes; nothing that runs is touched"),
+    errno.EDQUOT: ("no-space", "raise the quota or free some space; nothing that runs is touched"),
+    errno.EROFS: ("read-only", "mount the file system read-write; see `dmesg` if the kernel made it read-only"),
+    errno.EACCES: ("permission", "give the directory to the updater's user (see `modelagent doctor`)"),
+    errno.EPERM: ("permission", "give the directory to the updater's user (see `modelagent doctor`)"),
+    errno.EMFILE: ("too-many-files", "raise LimitNOFILE of the unit"),
+    errno.ENFILE: ("too-many-files", "raise fs.file-max of the machine"),
+}
+_NO_REMEDY: Final = ("io", "see `dmesg`: the storage may be failing")
 
 # Called with (operation, path) immediately before each system call that changes the disk. Tests replace it to
 # kill, fail or count; in production it does nothing. One place, so that no write can be forgotten.
@@ -39,6 +56,38 @@ def point(operation: str, path: Path | str) -> None:
     """Announce that `operation` is about to change `path`."""
     if _hook is not None:
         _hook(operation, str(path))
+
+
+@contextlib.contextmanager
+def device_errors(action: str) -> Iterator[None]:
+    """Turn an OSError of the body into DeviceError; `action` says what was being done, for a person."""
+    try:
+        yield
+    except OSError as error:
+        code, remedy = _REMEDIES.get(error.errno or 0, _NO_REMEDY)
+        where = f" {error.filename}" if error.filename else ""
+        raise DeviceError(f"{action}:{where}: {error.strerror or error}; {remedy}", code=code) from error
+
+
+def is_directory(path: Path) -> bool:
+    """Whether `path` is a directory itself, and not a link to one."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def make_directory(path: Path, *, mode: int = 0o750) -> None:
+    """Make a directory durably; an existing one is fine, anything else under that name is NotADirectoryError."""
+    if not is_directory(path):
+        try:
+            point("mkdir", path)
+            path.mkdir(mode)
+        except FileExistsError as error:
+            raise NotADirectoryError(
+                errno.ENOTDIR, "is no directory (a link or a file was put there)", str(path)
+            ) from error
+    sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:
@@ -106,6 +155,70 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o640, durable: bool = 
         sync_directory(path.parent)
 
 
+def append(path: Path, data: bytes, *, mode: int = 0o640) -> None:
+    """Append and sync; a failure takes back what was written of `data`, as far as the device lets it."""
+    point("append", path)
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        before = os.fstat(fd).st_size
+        try:
+            _write_all(fd, path, data)
+            point("fsync", path)
+            os.fsync(fd)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(fd, before)
+            raise
+    finally:
+        os.close(fd)
+    if before == 0:
+        sync_directory(path.parent)
+
+
+def overwrite(path: Path, offset: int, data: bytes) -> None:
+    """Write `data` in place at `offset` of an existing file and sync. Not atomic: the caller keeps a second copy."""
+    point("overwrite", path)
+    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.lseek(fd, offset, os.SEEK_SET)
+        _write_all(fd, path, data)
+        point("fsync", path)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def truncate(path: Path, length: int) -> None:
+    """Cut a file to `length` bytes, durably."""
+    point("truncate", path)
+    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.ftruncate(fd, length)
+        point("fsync", path)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename without syncing: for many files at once, followed by one `sync_directory` of each directory."""
+    point("rename", target)
+    source.replace(target)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Give a file a second name, without copying and without syncing."""
+    point("link", target)
+    os.link(source, target, follow_symlinks=False)
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """Set permission bits of a file or directory if they differ."""
+    if stat.S_IMODE(path.lstat().st_mode) != mode:
+        point("chmod", path)
+        path.chmod(mode)
+
+
 def rename(source: Path, target: Path) -> None:
     """Rename durably: after the return both directories know."""
     point("rename", target)
@@ -126,6 +239,10 @@ def prepare_link(prepared: Path, destination: str) -> LinkId:
         prepared.unlink()
     point("symlink", prepared)
     prepared.symlink_to(destination)
+    # The kernel stamps files with a coarse clock and reuses inodes at once: two links made within one tick could
+    # look the same. The fine clock keeps the identity from ever repeating.
+    now = time.time_ns()
+    os.utime(prepared, ns=(now, now), follow_symlinks=False)
     sync_directory(prepared.parent)
     return identify_link(prepared)
 
@@ -147,32 +264,35 @@ def identify_link(link: Path) -> LinkId:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or link durably; absent is fine."""
+    """Remove a file or link durably; absent is fine, and synced all the same (an earlier try may have been cut)."""
+    unlink(path)
     with contextlib.suppress(FileNotFoundError):
-        point("unlink", path)
-        path.unlink()
         sync_directory(path.parent)
 
 
+def unlink(path: Path) -> None:
+    """Remove a file or link without syncing; absent is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        point("unlink", path)
+        path.unlink()
+
+
 def remove_tree(path: Path) -> None:
-    """Remove a directory tree without following links; absent is fine."""
-    if not path.is_dir() or path.is_symlink():
-        remove(path)
+    """Remove a directory tree (or a file or link) durably, without following links; absent is fine."""
+    discard_tree(path)
+    with contextlib.suppress(FileNotFoundError):
+        sync_directory(path.parent)
+
+
+def discard_tree(path: Path) -> None:
+    """Like `remove_tree`, without syncing: for many at once, followed by one `sync_directory`."""
+    if not is_directory(path):
+        unlink(path)
         return
-    for entry in _entries(path):
-        if entry.is_dir() and not entry.is_symlink():
-            remove_tree(entry)
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                point("unlink", entry)
-                entry.unlink()
+    for entry in sorted(path.iterdir()):
+        discard_tree(entry)
     point("rmdir", path)
     path.rmdir()
-    sync_directory(path.parent)
-
-
-def _entries(path: Path) -> Iterator[Path]:
-    return iter(sorted(path.iterdir()))
 
 
 def _write_all(fd: int, path: Path, data: bytes) -> None:
