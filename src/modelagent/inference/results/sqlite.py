@@ -1,0 +1,118 @@
+"""Results in a SQLite file: bounded, indexed by id and frame, readable while it is written.
+
+This file knows the table and how to keep it small. It does not know who reads it.
+
+    sink = SqliteSink(Path("results.db"), max_bytes=64 << 20)
+    sink.write([row, ...])                 # one transaction
+
+WAL with synchronous=NORMAL: a power cut loses the last moments at worst and never the file (sqlite.org/wal.html). A
+file that is damaged all the same is set aside as `results.db.damaged`, and a new one is begun: results are evidence,
+not state.
+"""
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from modelagent.inference.results import Row
+
+_TABLE: Final = (
+    "CREATE TABLE IF NOT EXISTS results (id TEXT PRIMARY KEY, frame TEXT, wall REAL, model TEXT, digest TEXT, "
+    "version TEXT, prediction INTEGER, label TEXT, confidence REAL, latency_us REAL, outcome TEXT)"
+)
+_INSERT: Final = f"INSERT OR IGNORE INTO results VALUES ({','.join('?' * len(Row._fields))})"  # noqa: S608 - constants
+_PAUSE: Final = 5.0  # seconds without trying after a failure: a dead disk must not be hammered
+_TRIM: Final = 0.1  # share of the rows that goes when the file is full
+_BUSY: Final = 2.0  # seconds to wait for a reader that holds the file
+
+
+class SqliteSink:
+    """See ResultSink.
+
+    Args:
+        path: the database; its directory must exist.
+        max_bytes: the used size at which the oldest tenth of the rows goes.
+    """
+
+    name = "sqlite"
+
+    def __init__(self, path: Path, *, max_bytes: int) -> None:
+        self._path = path
+        self._max = max_bytes
+        self._connection: sqlite3.Connection | None = None
+        self._not_before = 0.0
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Write the rows in one transaction; OSError if it could not be done."""
+        if time.monotonic() < self._not_before:
+            raise OSError(f"{self._path}: waiting after a failure")
+        try:
+            self._store(rows)
+        except sqlite3.OperationalError as error:  # busy, full, unreadable: another time
+            self._give_up()
+            raise OSError(f"{self._path}: {error}; free space or correct permissions") from error
+        except sqlite3.DatabaseError as error:  # damaged: begin a new file
+            self._give_up()
+            self._set_aside()
+            try:
+                self._not_before = 0.0
+                self._store(rows)
+            except sqlite3.Error as again:
+                self._give_up()
+                raise OSError(f"{self._path}: {error}, and a new one: {again}") from again
+
+    def close(self) -> None:
+        """Close the database."""
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+    def _store(self, rows: Sequence[Row]) -> None:
+        connection = self._connection or self._open()
+        with connection:
+            connection.executemany(_INSERT, rows)
+        used, size = self._pages(connection)
+        if used * size > self._max:
+            with connection:
+                connection.execute(
+                    "DELETE FROM results WHERE rowid IN (SELECT rowid FROM results ORDER BY rowid LIMIT "
+                    "(SELECT 1 + CAST(count(*) * ? AS INTEGER) FROM results))",
+                    (_TRIM,),
+                )
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=_BUSY)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute(f"PRAGMA journal_size_limit={min(self._max, 4 << 20)}")
+            connection.execute("PRAGMA cache_size=-512")  # KiB: this process is to stay small
+            with connection:
+                connection.execute(_TABLE)
+        except sqlite3.Error:
+            connection.close()
+            raise
+        self._connection = connection
+        return connection
+
+    @staticmethod
+    def _pages(connection: sqlite3.Connection) -> tuple[int, int]:
+        count = connection.execute("PRAGMA page_count").fetchone()[0]
+        free = connection.execute("PRAGMA freelist_count").fetchone()[0]
+        size = connection.execute("PRAGMA page_size").fetchone()[0]
+        return count - free, size
+
+    def _give_up(self) -> None:
+        self.close()
+        self._not_before = time.monotonic() + _PAUSE
+
+    def _set_aside(self) -> None:
+        for suffix in ("-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                self._path.with_name(self._path.name + suffix).unlink()
+        with contextlib.suppress(OSError):
+            self._path.replace(self._path.with_name(self._path.name + ".damaged"))
