@@ -1,0 +1,1 @@
+"""Where the updater's notes go: the log, the broker."""
