@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from modelagent.manifest import Release
 
 if TYPE_CHECKING:
-    from modelagent.core.machine import State
+    from modelagent.core.state import State
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,342 @@
+"""Cells of the phases around the switch: Activating, Probation, Reverting.
+
+Here something that runs has been, or may have been, touched: so each cell either confirms it or goes back, and going
+back is never stopped by anything but the lack of a target. Health counts only for the link of this activation.
+"""
+
+from dataclasses import replace
+
+from modelagent.core import effects
+from modelagent.core.before import RANK, left_itself, operator_rollback
+from modelagent.core.events import Failed, FellBack, Finished, Learned, Refused, RevertWanted, Runs, Started
+from modelagent.core.scene import Scene
+from modelagent.core.state import (
+    Attempts,
+    Cause,
+    Phase,
+    Reached,
+    Way,
+    block_reason,
+    gather,
+    revert_target,
+    slot,
+    version,
+)
+from modelagent.core.verdicts import Standing
+
+_LIVE_GAP_S = 5.0  # health comes about once a second; a longer silence is inference being down, which does not count
+
+
+# -- Activating ------------------------------------------------------------------------------------------------
+
+
+def activating_started(x: Scene) -> Phase:
+    """`current` decides: either the switch has happened, or it has not."""
+    event = x.event
+    assert isinstance(event, Started)  # noqa: S101
+    x.adopt(event.disk)
+    x.set(doing=None, heard=None)
+    if x.state.current == x.candidate.release.digest:
+        if why := x.must_leave():
+            return x.leave(why, unconfirm=False)
+        x.repair()
+        x.wait("waiting for inference to come up with it")
+        return Phase.ACTIVATING
+    x.set(candidate=replace(x.candidate, reached=Reached.PASSED))
+    x.look_again()
+    if slot(x.state, x.candidate.release.digest) is None:
+        x.set(candidate=replace(x.candidate, reached=Reached.OFFERED, link=None))
+        return Phase.DEFERRED
+    return Phase.STAGED
+
+
+def activating_finished(x: Scene) -> Phase:
+    """The link has moved; inference will follow it."""
+    event = x.event
+    assert isinstance(event, Finished)  # noqa: S101
+    release = x.candidate.release
+    x.set(doing=None, current=release.digest, link=event.link, heard=None, live_s=0.0)
+    x.note("activated", f"{release.version}: `current` names it", release=release)
+    if why := x.must_leave():
+        return x.leave(why, unconfirm=False)
+    x.repair()
+    x.wait("waiting for inference to come up with it")
+    return Phase.ACTIVATING
+
+
+def activating_failed(x: Scene) -> Phase:
+    """The switch could not be made: what ran goes on running."""
+    event = x.event
+    assert isinstance(event, Failed)  # noqa: S101
+    phase = x.failed(RANK[Phase.ACTIVATING])
+    again = phase is Phase.DEFERRED and x.candidate.reached is Reached.PASSED
+    return Phase.STAGED if again else phase
+
+
+def activating_runs(x: Scene) -> Phase:
+    """Has inference come up with the candidate? Only seconds in which inference is alive count towards the limit."""
+    event = x.event
+    assert isinstance(event, Runs)  # noqa: S101
+    if x.state.doing is not None or event.link is None or event.link != x.state.link:
+        return Phase.ACTIVATING
+    release = x.candidate.release
+    if event.digest == release.digest:
+        x.set(heard=event.at, live_s=0.0, evidence=gather(x.state, event))
+        if x.candidate.way is Way.LOCAL:
+            x.note("running", f"{release.version} runs, confirmed here before", release=release)
+            return arrived(x)
+        x.note("probation", f"{release.version} runs and is on probation", release=release)
+        x.wait("on probation")
+        return Phase.PROBATION
+    heard = x.state.heard
+    gap = event.at.mono - heard.mono if heard is not None and heard.boot_id == event.at.boot_id else 0.0
+    x.set(heard=event.at, live_s=x.state.live_s + (gap if 0 <= gap <= _LIVE_GAP_S else 0.0))
+    if x.state.live_s <= x.answers.rules.activation_s:
+        return Phase.ACTIVATING
+    reason = f"{release.version} did not come up within {x.answers.rules.activation_s:.0f} s of inference being alive"
+    if revert_target(x.state, release.digest) is None:
+        x.alarm(f"{reason}; there is no version to go back to")
+        x.set(live_s=0.0)
+        return Phase.ACTIVATING
+    x.postpone(release, reason)
+    return x.leave(reason, unconfirm=False)
+
+
+def switched_left_itself(x: Scene) -> Phase:
+    """Inference refused or left the candidate of this link."""
+    if x.state.doing is not None and x.state.doing.kind == "activate":
+        return x.state.phase  # it speaks of the link before; the answer to the switch comes first
+    return left_itself(x)
+
+
+def switched_learned(x: Scene) -> Phase:
+    """Fresh signed data: a withdrawn candidate is left within this one check; anything newer is remembered."""
+    event = x.event
+    assert isinstance(event, Learned)  # noqa: S101
+    x.learn(event)
+    if x.state.doing is None or x.state.doing.kind != "activate":
+        if why := x.must_leave():
+            return x.leave(why, unconfirm=False)
+    elif x.candidate.release.digest in x.state.withdrawn:
+        return x.state.phase  # the switch is under way: its answer leads to the same question
+    x.repair()
+    return x.state.phase
+
+
+def switched_wanted(x: Scene) -> Phase:
+    """A hold or pin does not break off what is already switched; it is looked at again in Idle."""
+    x.repair()
+    return x.state.phase
+
+
+def switched_revert_wanted(x: Scene) -> Phase:
+    """An operator's rollback of the candidate."""
+    event = x.event
+    assert isinstance(event, RevertWanted)  # noqa: S101
+    if x.state.doing is not None and x.state.doing.kind == "activate":
+        x.reply(event.id, "refused", "the switch is being made at this moment; ask again in a second")
+        return x.state.phase
+    return operator_rollback(x, event)
+
+
+# -- Probation -------------------------------------------------------------------------------------------------
+
+
+def probation_started(x: Scene) -> Phase:
+    """Goes on where it was; nothing is counted against the candidate. Anything else on `current` means going back."""
+    event = x.event
+    assert isinstance(event, Started)  # noqa: S101
+    same = event.disk.link == x.state.link
+    x.adopt(event.disk)
+    x.set(doing=None, heard=None)
+    release = x.candidate.release
+    if x.state.current == release.digest:
+        if why := x.must_leave():
+            return x.leave(why, unconfirm=False)
+        here = slot(x.state, release.digest)
+        if here is not None and here.confirmed:  # killed between the mark and the record
+            return _confirmed(x)
+        if not same:
+            x.set(evidence=replace(x.state.evidence, epoch=""))
+        x.repair()
+        return Phase.PROBATION
+    reason = f"`current` named {version(x.state, x.state.current)} after a restart, not {release.version}"
+    return x.leave(reason, unconfirm=False) if x.state.current is None else _settle_on_current(x, reason)
+
+
+def _settle_on_current(x: Scene, reason: str) -> Phase:
+    here = slot(x.state, x.state.current)
+    if here is None or not here.confirmed or block_reason(x.state, here.release):
+        return x.leave(reason, unconfirm=False)
+    x.note("reverted", reason, digest=x.state.current or "", level="warning")
+    return arrived(x)
+
+
+def probation_runs(x: Scene) -> Phase:
+    """One more health record of this activation: add it up and hear the judge."""
+    event = x.event
+    assert isinstance(event, Runs)  # noqa: S101
+    if event.link is None or event.link != x.state.link or event.digest != x.state.current:
+        return Phase.PROBATION
+    release, verdict = x.candidate.release, x.answers.probation
+    x.set(evidence=gather(x.state, event), heard=event.at, waiting=f"on probation: {verdict.reason}")
+    if verdict.drift and verdict.drift not in x.state.alarms:
+        x.set(alarms=(*x.state.alarms[-7:], verdict.drift))
+        x.note("drift", verdict.drift, release=release, level="alarm", evidence=verdict.evidence)
+    if verdict.standing is Standing.BAD:
+        x.note(
+            "probation",
+            f"{release.version}: bad: {verdict.reason}",
+            release=release,
+            level="warning",
+            evidence=verdict.evidence,
+        )
+        x.block(release.digest, Cause.FAILED, verdict.reason)
+        return x.leave(verdict.reason, unconfirm=True)
+    if verdict.standing is Standing.GOOD and x.state.doing is None:
+        timer = x.state.timer
+        if timer is None or timer.left(event.at) <= 0:
+            x.note(
+                "probation", f"{release.version}: good: {verdict.reason}", release=release, evidence=verdict.evidence
+            )
+            x.order("confirm", effects.Confirm(x.state.model, x.new_id(), release))
+    return Phase.PROBATION
+
+
+def probation_finished(x: Scene) -> Phase:
+    """The confirmed mark is durable."""
+    return _confirmed(x)
+
+
+def _confirmed(x: Scene) -> Phase:
+    release = x.candidate.release
+    x.set(
+        doing=None,
+        slots=tuple(replace(s, confirmed=True) if s.release.digest == release.digest else s for s in x.state.slots),
+        floor=max(x.state.floor, release.floor),
+        postponed={d: p for d, p in x.state.postponed.items() if d != release.digest},
+        alarms=(),
+    )
+    x.note("confirmed", f"{release.version} is confirmed", release=release)
+    return arrived(x)
+
+
+def probation_failed(x: Scene) -> Phase:
+    """The mark could not be written (a full disk): it stays on probation and is marked later."""
+    event = x.event
+    assert isinstance(event, Failed)  # noqa: S101
+    x.set(doing=None, timer=x.back_off(1, event.retry_after))
+    x.alarm(f"{x.candidate.release.version} cannot be confirmed: {event.message}")
+    return Phase.PROBATION
+
+
+# -- Reverting -------------------------------------------------------------------------------------------------
+
+
+def arrived(x: Scene) -> Phase:
+    """The deployment is over, one way or the other; what is newer is looked at next."""
+    x.set(candidate=None, standby=None, going=None, doing=None, timer=None, evidence=x.state.evidence, live_s=0.0)
+    x.set(desired=replace(x.state.desired, now=False))
+    x.repair()
+    x.wait("")
+    x.look_again()
+    return Phase.IDLE
+
+
+def reverting_started(x: Scene) -> Phase:
+    """Go back again: it is idempotent. The target may have changed if its slot is gone."""
+    event = x.event
+    assert isinstance(event, Started)  # noqa: S101
+    x.adopt(event.disk)
+    x.set(doing=None, heard=None)
+    if x.state.going is not None and x.state.going.unconfirm:
+        x.unconfirm(x.state.going.leaving)
+    return _aim(x)
+
+
+def _aim(x: Scene) -> Phase:
+    """Order the revert to the best target there is now; none left means the safe action."""
+    going = x.state.going
+    assert going is not None, "Reverting knows where to"  # noqa: S101
+    found = slot(x.state, going.target)
+    if (
+        found is not None
+        and found.confirmed
+        and not block_reason(x.state, found.release)
+        and (going.target not in going.refused)
+    ):
+        x.set(going=replace(going, link=None))
+        x.order_revert()
+        return Phase.REVERTING
+    return x.leave(going.reason, unconfirm=False, refused=going.refused)
+
+
+def reverting_finished(x: Scene) -> Phase:
+    """The link is back; inference will follow it."""
+    event = x.event
+    assert isinstance(event, Finished)  # noqa: S101
+    going = x.state.going
+    assert going is not None  # noqa: S101
+    after = revert_target(x.state, going.target, (going.leaving or "", *going.refused))
+    x.set(doing=None, current=going.target, link=event.link, fallback=after, going=replace(going, link=event.link))
+    x.wait(f"waiting for inference to come back to {version(x.state, going.target)}")
+    return Phase.REVERTING
+
+
+def reverting_failed(x: Scene) -> Phase:
+    """Going back must not give up: try again soon, loudly."""
+    event = x.event
+    assert isinstance(event, Failed)  # noqa: S101
+    failures = x.state.attempts.failures + 1
+    x.set(doing=None, timer=x.back_off(min(failures, 4)), attempts=Attempts(failures=failures))
+    x.alarm(f"going back is not possible yet: {event.message}")
+    return Phase.REVERTING
+
+
+def reverting_elapsed(x: Scene) -> Phase:
+    """Try again when the time has come."""
+    timer = x.state.timer
+    if x.state.doing is None and timer is not None and timer.left(x.event.at) <= 0:
+        x.set(timer=None)
+        return _aim(x)
+    return Phase.REVERTING
+
+
+def reverting_runs(x: Scene) -> Phase:
+    """Has inference come back?"""
+    event, going = x.event, x.state.going
+    assert isinstance(event, Runs)  # noqa: S101
+    assert going is not None  # noqa: S101
+    if going.link is None or event.link != going.link or event.digest != going.target:
+        return Phase.REVERTING
+    x.note("reverted", f"{version(x.state, going.target)} runs again: {going.reason}", digest=going.target)
+    return arrived(x)
+
+
+def reverting_left(x: Scene) -> Phase:
+    """The target of this link refuses too: the next one."""
+    event, going = x.event, x.state.going
+    assert isinstance(event, FellBack | Refused)  # noqa: S101
+    assert going is not None  # noqa: S101
+    if going.link is None or event.link != going.link or event.digest != going.target:
+        return Phase.REVERTING
+    x.alarm(f"{version(x.state, going.target)} cannot be run any more: {event.reason}")
+    return x.leave(going.reason, unconfirm=False, refused=(*going.refused, going.target))
+
+
+def reverting_learned(x: Scene) -> Phase:
+    """A target that is withdrawn meanwhile is not gone back to."""
+    event, going = x.event, x.state.going
+    assert isinstance(event, Learned)  # noqa: S101
+    assert going is not None  # noqa: S101
+    x.learn(event)
+    return _aim(x) if going.target in x.state.withdrawn else Phase.REVERTING
+
+
+def reverting_revert_wanted(x: Scene) -> Phase:
+    """It is being done."""
+    event, going = x.event, x.state.going
+    assert isinstance(event, RevertWanted)  # noqa: S101
+    assert going is not None  # noqa: S101
+    x.reply(event.id, "accepted", f"already going back to {version(x.state, going.target)}")
+    return Phase.REVERTING

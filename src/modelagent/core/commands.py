@@ -1,0 +1,182 @@
+"""What a command does to what should hold.
+
+This file knows the verbs, what each changes, and when one is refused. It does not know who carries messages. A
+command whose id was seen before changes nothing and gets its recorded answer.
+"""
+
+from dataclasses import replace
+
+from modelagent.core.desired import forbidden
+from modelagent.core.events import RevertWanted, Verb, Wanted
+from modelagent.core.scene import Scene
+from modelagent.core.state import Cause, Hold, Pin, State, block_reason, slot, version
+from modelagent.manifest import Release
+
+
+def accept(x: Scene) -> bool:
+    """Take a command in. False when it was a repeat or was refused, so that nothing else may follow from it."""
+    event = x.event
+    assert isinstance(event, Wanted | RevertWanted)  # noqa: S101
+    for seen in x.state.seen:
+        if seen.id == event.id:
+            x.reply(seen.id, seen.status, seen.reason, duplicate=True)
+            return False
+    if isinstance(event, RevertWanted):
+        return True
+    refusal = _VERBS[event.verb](x, event) if event.verb in _VERBS else f"unknown verb {event.verb!r}"
+    if refusal:
+        x.reply(event.id, "refused", refusal)
+        return False
+    return True
+
+
+def known_release(state: State, name: str) -> Release | None:
+    """The release of that version or digest, if this device has met it."""
+    known = [s.release for s in state.slots]
+    known += [c.release for c in (state.candidate, state.standby) if c is not None]
+    known += [r for r in (state.desired.offer, state.desired.pinned) if r is not None]
+    return next((r for r in known if name in (r.version, r.digest)), None)
+
+
+def _check(x: Scene, event: Wanted) -> str:
+    x.set(watch=replace(x.state.watch, asked=True))
+    x.reply(event.id, "accepted", "a check is made as soon as the gates allow")
+    return ""
+
+
+def _update(x: Scene, event: Wanted) -> str:
+    x.set(watch=replace(x.state.watch, asked=True), desired=replace(x.state.desired, now=True))
+    x.note(
+        "command", f"update now, by {event.origin}: windows and waves are lifted, gates are not", origin=event.origin
+    )
+    x.reply(event.id, "accepted", "a check is made now; windows and waves are lifted, gates are not")
+    return ""
+
+
+def _pin(x: Scene, event: Wanted) -> str:
+    wanted = event.argument.strip()
+    if not wanted:
+        return "pin needs a version"
+    release = known_release(x.state, wanted)
+    name = release.version if release is not None else wanted
+    if x.state.desired.wish.pin and event.origin != "config" and x.state.desired.wish.pin != name:
+        return f"the settings pin {x.state.desired.wish.pin}; change them there"
+    lifted = {d: b for d, b in x.state.blocks.items() if not (b.cause is Cause.OPERATOR and b.version == name)}
+    blocks, x.state = x.state.blocks, replace(x.state, blocks=lifted)
+    refusal = next((f"blocked ({b.cause.value}): {b.reason}" for b in lifted.values() if b.version == name), "")
+    if release is not None:
+        refusal = refusal or block_reason(x.state, release) or forbidden(x.state, release)
+        if not refusal and release.number < x.state.floor:
+            refusal = f"below the floor: its number is {release.number}, the floor {x.state.floor}"
+    elif name in x.state.desired.wish.forbid:
+        refusal = f"forbidden by the settings: forbid names {name}"
+    if refusal:
+        x.set(blocks=blocks)
+        return f"{name} is {refusal}"
+    pinned = release if release is not None else None
+    x.set(
+        desired=replace(x.state.desired, pin=Pin(name, event.origin, event.id), pinned=pinned),
+        watch=replace(x.state.watch, asked=True),
+    )
+    x.note("pinned", f"to {name} by {event.origin}", origin=event.origin)
+    x.reply(event.id, "accepted", f"pinned to {name}")
+    return ""
+
+
+def _unpin(x: Scene, event: Wanted) -> str:
+    if x.state.desired.wish.pin and event.origin != "config":
+        return f"the settings pin {x.state.desired.wish.pin}; remove `pin` there"
+    x.set(desired=replace(x.state.desired, pin=None, pinned=None))
+    x.note("unpinned", f"by {event.origin}", origin=event.origin)
+    x.reply(event.id, "done", "unpinned")
+    return ""
+
+
+def _hold(x: Scene, event: Wanted) -> str:
+    x.set(desired=replace(x.state.desired, hold=Hold(event.origin, event.id, event.argument)))
+    x.note("held", f"by {event.origin}: {event.argument}", origin=event.origin)
+    x.reply(event.id, "done", "on hold: nothing new is activated; going back stays possible")
+    return ""
+
+
+def _resume(x: Scene, event: Wanted) -> str:
+    if x.state.desired.wish.hold and event.origin != "config":
+        return "the settings say hold = true; change them there"
+    x.set(desired=replace(x.state.desired, hold=None))
+    x.note("resumed", f"by {event.origin}", origin=event.origin)
+    x.reply(event.id, "done", "resumed")
+    return ""
+
+
+def _lift(x: Scene, event: Wanted) -> str:
+    name = event.argument.strip()
+    if not name:
+        return "lift needs a version or digest"
+    mine = {d for d, b in x.state.blocks.items() if name in (d, b.version)}
+    release = known_release(x.state, name)
+    digest = release.digest if release is not None else name
+    waits = digest in x.state.postponed or any(m.digest == digest for m in x.state.declined)
+    if not mine and not waits:
+        if digest in x.state.withdrawn:
+            return f"{name} is withdrawn by the repository; only newly signed channel data lifts that"
+        return f"{name} is not blocked here"
+    x.set(
+        blocks={d: b for d, b in x.state.blocks.items() if d not in mine},
+        postponed={d: p for d, p in x.state.postponed.items() if d != digest and d not in mine},
+        declined=tuple(m for m in x.state.declined if m.digest != digest and m.digest not in mine),
+    )
+    x.note("lifted", f"{name} by {event.origin}", origin=event.origin)
+    x.reply(event.id, "done", f"{name} is no longer blocked")
+    return ""
+
+
+def _block(x: Scene, event: Wanted) -> str:
+    name = event.argument.strip()
+    if not name:
+        return "block needs a version or digest"
+    release = known_release(x.state, name)
+    digest = release.digest if release is not None else name
+    if digest == x.state.current:
+        return f"{version(x.state, digest)} is active; use rollback to leave and block it"
+    if release is None and not (len(name) == 64 and set(name) <= set("0123456789abcdef")):
+        return f"{name} is not known here; give its digest (64 hexadecimal characters)"
+    if digest in x.state.blocks:
+        return f"{name} is blocked already"
+    if (here := slot(x.state, digest)) is not None and here.confirmed:
+        x.note("blocked", f"{name} is confirmed here and is no longer gone back to", digest=digest)
+    x.block(digest, Cause.OPERATOR, f"by {event.origin}")
+    x.reply(event.id, "done", f"{name} is blocked until lifted or pinned")
+    return ""
+
+
+def _config(x: Scene, event: Wanted) -> str:
+    """A settings edit. What it newly says replaces what a command said; what it does not mention stays."""
+    assert event.settings is not None, "a config command carries the settings"  # noqa: S101
+    old, new, desired = x.state.desired.wish, event.settings, x.state.desired
+    x.set(desired=replace(desired, wish=new))
+    if new.pin != old.pin:
+        pin = Pin(new.pin, "config", event.id) if new.pin else None
+        pinned = known_release(x.state, new.pin) if new.pin else None
+        x.set(desired=replace(x.state.desired, pin=pin, pinned=pinned))
+    if new.hold != old.hold:
+        x.set(desired=replace(x.state.desired, hold=Hold("config", event.id, "") if new.hold else None))
+    if new.channel != old.channel:
+        x.set(desired=replace(x.state.desired, offer=None))
+    if new != old:
+        x.set(watch=replace(x.state.watch, asked=True))
+        x.note("settings", "a changed settings file is in force", origin="config")
+    x.reply(event.id, "done", "settings in force")
+    return ""
+
+
+_VERBS = {
+    Verb.CHECK: _check,
+    Verb.UPDATE: _update,
+    Verb.PIN: _pin,
+    Verb.UNPIN: _unpin,
+    Verb.HOLD: _hold,
+    Verb.RESUME: _resume,
+    Verb.LIFT: _lift,
+    Verb.BLOCK: _block,
+    Verb.CONFIG: _config,
+}
