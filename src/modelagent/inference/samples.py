@@ -1,0 +1,155 @@
+"""The signed samples of a release, read one at a time.
+
+This file knows the layout of canary.npz and warmup.npz: `input_<i>` with the sample axis first, and `labels`. It does
+not know the runtime, what a model says of a sample, or who asks.
+
+    with Samples(slot / "canary.npz", inputs=1) as samples:
+        arrays = samples.read(7)                    # one array per input, without the sample axis
+        samples.label(7)                            # 4, or None when the set has no labels
+
+Samples are streamed out of the archive: a set of some hundred megabytes in memory would be taken for the memory of
+the model, whose peak the canary measures.
+"""
+
+import contextlib
+import math
+import zipfile
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy
+
+from modelagent.errors import ModelError
+
+Array = npt.NDArray[Any]
+_MAX_SAMPLES: Final = 10**7
+
+
+class _Stream:
+    """One `.npy` member of an archive, read sample by sample; going back reopens it."""
+
+    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
+        self._archive = archive
+        self._name = name
+        self._file: IO[bytes] | None = None
+        self._next = 0
+        self.shape, self.dtype = self._open()
+        self.size = math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    def _open(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        self.close()
+        self._file = self._archive.open(f"{self._name}.npy")
+        version = npy.read_magic(self._file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(self._file)
+        if fortran and len(shape) > 1:
+            raise ValueError(f"{self._name} is stored column by column")
+        if dtype.hasobject:
+            raise ValueError(f"{self._name} holds Python objects")
+        self._next = 0
+        return shape, dtype
+
+    def read(self, index: int) -> Array:
+        if index < self._next:
+            self._open()
+        assert self._file is not None  # noqa: S101 - opened by the constructor
+        while self._next < index:
+            self._take()
+        return np.frombuffer(self._take(), dtype=self.dtype).reshape(self.shape[1:])
+
+    def _take(self) -> bytes:
+        assert self._file is not None  # noqa: S101 - as above
+        data = self._file.read(self.size)
+        if len(data) != self.size:
+            raise ValueError(f"{self._name} ends within sample {self._next}")
+        self._next += 1
+        return data
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class Samples:
+    """An open sample set.
+
+    Args:
+        path: a canary.npz or warmup.npz.
+        inputs: how many input tensors the model has.
+
+    Raises:
+        ModelError: `canary`, naming file, array, what was expected and what was found.
+    """
+
+    def __init__(self, path: Path, inputs: int) -> None:
+        self._path = path
+        self.labels: npt.NDArray[np.int64] | None = None
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise self._bad("the file", str(error), "an .npz archive") from error
+        try:
+            self._streams = self._open(inputs)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+            self._archive.close()
+            raise self._bad("the arrays", str(error), f"{inputs} arrays `input_<i>`") from error
+        except ModelError:
+            self._archive.close()
+            raise
+        self.count = self._streams[0].shape[0]
+
+    def _open(self, inputs: int) -> list[_Stream]:
+        streams = []
+        for index in range(inputs):
+            stream = _Stream(self._archive, f"input_{index}")
+            if not stream.shape:
+                raise self._bad(f"input_{index}", "a single number", "an array with the sample axis first")
+            streams.append(stream)
+        if len({stream.shape[0] for stream in streams}) != 1 or streams[0].shape[0] > _MAX_SAMPLES:
+            raise self._bad("the arrays", "unequal or too many samples", "as many samples in each `input_<i>`")
+        if "labels.npy" in self._archive.namelist():
+            with np.load(self._path, allow_pickle=False) as archive:
+                labels = archive["labels"]
+            if labels.shape != (streams[0].shape[0],) or labels.dtype.kind not in "iu":
+                raise self._bad("labels", f"{labels.dtype.name}{list(labels.shape)}", "one whole number per sample")
+            self.labels = labels.astype(np.int64)
+        return streams
+
+    def _bad(self, place: str, found: str, allowed: str) -> ModelError:
+        return ModelError(f"{self._path}: {place}: found {found}, allowed is {allowed}", code="canary")
+
+    def read(self, index: int) -> list[Array]:
+        """Sample `index`: one read-only array per input, without the sample axis.
+
+        Raises:
+            ModelError: `canary` when there is no such sample or the archive is damaged.
+        """
+        if not 0 <= index < self.count:
+            raise self._bad(f"sample {index}", "nothing", f"0 to {self.count - 1}")
+        try:
+            return [stream.read(index) for stream in self._streams]
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise self._bad(f"sample {index}", str(error), "a whole sample") from error
+
+    def label(self, index: int) -> int | None:
+        """The label of sample `index`, if the set has labels."""
+        return None if self.labels is None else int(self.labels[index])
+
+    def close(self) -> None:
+        """Close the archive; harmless twice."""
+        for stream in self._streams:
+            with contextlib.suppress(OSError):
+                stream.close()
+        self._archive.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
