@@ -1,0 +1,414 @@
+"""A TUF repository in a plain directory, as the publisher uses it: any static web server can serve it.
+
+This file knows the publisher's verbs. It does not know what a model is good for, nor how devices fetch; `ledger.py`
+reads, signs and writes.
+
+    repository = Repository.init(Path("repo"), Path("keys"), models=["digits"])
+    release = repository.add(document, {"model": Path("digits.tflite"), "canary": Path("canary.npz")})
+    repository.channel("digits", "stable", release.version)
+
+Layout: `metadata/` (N.root.json, N.targets.json, ..., timestamp.json), `targets/` (manifests and channels, each named
+by its hash as consistent snapshots ask) and `files/<sha256>` (models, canary sets, labels, warm-up inputs).
+Roles: root and targets offline; `models-<model>` (release key) may name `models/<model>/*/*` alone, `channels`
+(operations key) `channels/*/*` alone, both terminating; snapshot and timestamp online.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tuf.api.metadata import Delegations, Metadata, MetaFile, Root, Targets
+
+from modelagent import durable, manifest
+from modelagent.errors import ModelError, UsageError
+from modelagent.publish import canaries, channels, rotation
+from modelagent.publish.keys import ROLES, KeyRing, Passphrase, close_directory, no_passphrase
+from modelagent.publish.ledger import CHANNELS, EMPTY, SETTINGS, Ledger, Lifetimes, delegated, model_role
+from modelagent.publish.serve import Server
+from modelagent.steps import channel as form
+
+__all__ = ["KeyRing", "Lifetimes", "Repository"]
+
+
+class Repository:
+    """One repository and the keys at hand. Methods that publish take the publisher's lock.
+
+    Args:
+        directory: the repository.
+        keys: the key ring; a method that needs a key that is not there says which.
+        now: the publisher's clock.
+
+    Raises:
+        UsageError: `no-repository`, `no-root`, or `untrusted` when the repository is not what the keys signed.
+    """
+
+    def __init__(self, directory: Path, keys: KeyRing, *, now: Callable[[], datetime] | None = None) -> None:
+        self.directory = directory
+        self.keys = keys
+        self.ledger = Ledger(directory, keys, now=now or _utc_now)
+
+    @classmethod
+    def init(
+        cls,
+        directory: Path,
+        keys_dir: Path,
+        models: Sequence[str],
+        lifetimes: Lifetimes | None = None,
+        *,
+        passphrase: Passphrase = no_passphrase,
+        root_keys: int = 1,
+        root_threshold: int = 1,
+        now: Callable[[], datetime] | None = None,
+    ) -> "Repository":
+        """Make keys and an empty repository. `keys_dir` also gets `root.json`, which devices need.
+
+        Raises:
+            UsageError: a bad name, an impossible threshold, or something there already; nothing was changed.
+        """
+        for model in models:
+            _check_name("model", model)
+        if not 1 <= root_threshold <= root_keys:
+            raise UsageError(
+                f"root threshold {root_threshold}: allowed is 1 to the number of root keys, {root_keys}",
+                code="threshold",
+            )
+        if (directory / SETTINGS).exists() or (directory / "metadata").exists():
+            raise UsageError(f"{directory}: a repository is here already; name another directory", code="exists")
+        names = ["root", *(f"root-{index}" for index in range(2, root_keys + 1)), *ROLES[1:]]
+        ring = KeyRing.generate(keys_dir, names, passphrase)
+        close_directory(keys_dir)
+        for part in ("metadata", "targets", "files"):
+            (directory / part).mkdir(parents=True)
+        durable.write_atomic(directory / SETTINGS, (lifetimes or Lifetimes()).dump(), mode=0o644)
+        repository = cls(directory, ring, now=now)
+        with repository.ledger.locked():
+            repository._found(models, names[:root_keys], root_threshold)
+        return repository
+
+    def _found(self, models: Sequence[str], root_names: Sequence[str], root_threshold: int) -> None:
+        root = Root(consistent_snapshot=True)
+        for name in root_names:
+            root.add_key(self.keys.signer(name).public_key, "root")
+        root.roles["root"].threshold = root_threshold
+        root.add_key(self.keys.signer("targets").public_key, "targets")
+        for role in ("snapshot", "timestamp"):
+            root.add_key(self.keys.signer("online").public_key, role)
+        signed_root = Metadata(root)
+        self.ledger.stamp(signed_root, "root", 1)
+        self.ledger.write_root(signed_root, [self.keys.signer(name) for name in root_names])
+        targets = Metadata(Targets(delegations=Delegations({}, {})))
+        self.ledger.delegate(targets.signed, CHANNELS, "operations", ["channels/*/*"])
+        for model in models:
+            self.ledger.delegate(targets.signed, model_role(model), "release", [f"models/{model}/*/*"])
+        empty = {role: Metadata(Targets()) for role in delegated(targets.signed)}
+        self.ledger.publish({"targets": targets, **empty}, base=EMPTY)
+
+    # --- publishing --------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        document: Mapping[str, Any] | bytes,
+        files: Mapping[str, Path | bytes],
+        *,
+        accept_small_canary: bool = False,
+        new_model: bool = False,
+    ) -> manifest.Manifest:
+        """Sign and publish a release. No channel names it yet.
+
+        Args:
+            document: the manifest; `files`, and where absent `schema`, `issued`, `number` and `floor`, are filled in.
+            files: role -> the file or its bytes; `model` at least.
+            accept_small_canary: publish although the canary set cannot speak for its margin; the card says so.
+            new_model: delegate to a model that the repository does not know yet (takes the targets key).
+
+        Returns:
+            The manifest as signed.
+
+        Raises:
+            UsageError: `unknown-model`, `duplicate-version`, `number`, `small-canary`, `canary-file`, `manifest`, ...
+                No release was published.
+        """
+        draft = dict(_json(document) if isinstance(document, bytes) else document)
+        model = _check_name("model", draft.get("model"))
+        with self.ledger.locked():
+            if new_model:
+                self._add_model(model)
+            role = model_role(model)
+            targets = self.ledger.load_targets(role)
+            published = [entry.custom or {} for entry in targets.signed.targets.values()]
+            highest = max((int(custom.get("number", 0)) for custom in published), default=0)
+            draft.setdefault("schema", manifest.SCHEMA)
+            draft.setdefault("issued", channels.instant(self.ledger.now()))
+            draft.setdefault("number", highest + 1)
+            draft.setdefault("floor", 0)
+            contents = {name: _Content(name, content) for name, content in files.items()}
+            draft["files"] = {name: {"sha256": item.sha256, "length": item.length} for name, item in contents.items()}
+            release = _checked(draft, contents, accept_small_canary=accept_small_canary)
+            path = form.manifest_path(model, release.version)
+            if path in targets.signed.targets:
+                raise UsageError(
+                    f"{model} {release.version} is published already and never changes; give a new version",
+                    code="duplicate-version",
+                )
+            if release.number <= highest:
+                raise UsageError(
+                    f"{model} {release.version}: release number {release.number} does not rise above {highest}; "
+                    "leave it out or give a higher one",
+                    code="number",
+                )
+            self.keys.signer("release")  # refuses before anything is written
+            for item in contents.values():
+                item.store(self.directory / "files")
+            data = manifest.dump(draft)
+            entry = self.ledger.store_target(path, data)
+            entry.unrecognized_fields["custom"] = {"number": release.number, "floor": release.floor}
+            targets.signed.targets[path] = entry
+            self.ledger.publish({role: targets})
+            return manifest.parse(data)
+
+    def channel(
+        self,
+        model: str,
+        channel: str,
+        version: str | None,
+        waves: Sequence[tuple[datetime, float]] = (),
+        withdrawn: Sequence[tuple[str, str]] = (),
+    ) -> form.Channel:
+        """Say what a channel's devices should run.
+
+        Args:
+            model: its name.
+            channel: its name; a new one is made.
+            version: a published version, or None for nothing.
+            waves: (from when, which share of devices); empty means all at once.
+            withdrawn: further (version, reason) to take back.
+
+        Raises:
+            UsageError: unknown model or version, withdrawn version, bad wave. Nothing was published.
+        """
+        with self.ledger.locked():
+            roles = self.ledger.load_targets(CHANNELS)
+            data = self._compose(model, channel, version, waves=waves, withdrawn=withdrawn, roles=roles)
+            self._set_channels(roles, {form.target_path(model, channel): data})
+            return form.parse(data)
+
+    def withdraw(self, model: str, version: str, reason: str, *, instead: str | None = None) -> list[form.Channel]:
+        """Take a version back in every channel of the model; a channel that names it names `instead` afterwards.
+
+        Devices that run it leave it within one check; without `instead` they go back to what they have.
+
+        Raises:
+            UsageError: unknown model or version, or the model has no channel yet. Nothing was published.
+        """
+        with self.ledger.locked():
+            roles = self.ledger.load_targets(CHANNELS)
+            digest = self._digest(model, version)
+            documents = {}
+            for path, document in self._channel_documents(roles).items():
+                if document["model"] != model:
+                    continue
+                release = document["release"]
+                named = None if release is None else str(release["version"])
+                hit = release is not None and release["digest"] == digest
+                waves = [(datetime.fromisoformat(wave["start"]), wave["share"]) for wave in document["waves"]]
+                documents[path] = self._compose(
+                    model,
+                    str(document["channel"]),
+                    instead if hit else named,
+                    waves=() if hit else waves,
+                    withdrawn=[(version, reason)],
+                    roles=roles,
+                )
+            if not documents:
+                raise UsageError(
+                    f"{model}: no channel names this model, so no device could learn of the withdrawal; "
+                    f"make one with `modelagent repo channel {model} stable VERSION`",
+                    code="no-channel",
+                )
+            self._set_channels(roles, documents)
+            return [form.parse(data) for data in documents.values()]
+
+    def refresh(self) -> None:
+        """Sign the timestamp again, and the snapshot once half its life is over. Takes the online key alone."""
+        with self.ledger.locked():
+            timestamp = self.ledger.load_timestamp().signed
+            snapshot = self.ledger.load_snapshot().signed
+            if snapshot.expires - self.ledger.now() < self.ledger.lifetimes.snapshot / 2:
+                self.ledger.publish({})
+            else:
+                meta: MetaFile = timestamp.snapshot_meta
+                self.ledger.publish_timestamp(meta, timestamp.version + 1)
+
+    def rotate(self, name: str) -> None:
+        """Replace a key and have what it signed signed by the new one; `rotation.py` says how."""
+        with self.ledger.locked():
+            rotation.rotate(self.ledger, name)
+
+    def add_model(self, model: str) -> None:
+        """Delegate `models/<model>/` to the release key. Takes the targets and release keys."""
+        with self.ledger.locked():
+            self._add_model(_check_name("model", model))
+
+    def _add_model(self, model: str) -> None:
+        targets = self.ledger.load_targets("targets")
+        role = model_role(model)
+        if role not in delegated(targets.signed):
+            self.ledger.delegate(targets.signed, role, "release", [f"models/{model}/*/*"])
+            self.ledger.publish({"targets": targets, role: Metadata(Targets())})
+
+    def _compose(
+        self,
+        model: str,
+        channel: str,
+        version: str | None,
+        *,
+        waves: Sequence[tuple[datetime, float]],
+        withdrawn: Sequence[tuple[str, str]],
+        roles: Metadata[Targets],
+    ) -> bytes:
+        self.ledger.load_targets(model_role(model))  # refuses an unknown model
+        return channels.compose(
+            model,
+            channel,
+            self._channel_documents(roles).get(form.target_path(model, channel)),
+            now=self.ledger.now(),
+            release=None if version is None else (version, self._digest(model, version)),
+            waves=waves,
+            withdrawn=[((taken, self._digest(model, taken)), reason) for taken, reason in withdrawn],
+        )
+
+    def _set_channels(self, roles: Metadata[Targets], documents: Mapping[str, bytes]) -> None:
+        self.keys.signer("operations")  # refuses before anything is written
+        for path, data in documents.items():
+            roles.signed.targets[path] = self.ledger.store_target(path, data)
+        self.ledger.publish({CHANNELS: roles})
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def models(self) -> list[str]:
+        """The models that the repository knows."""
+        return self.ledger.models()
+
+    def releases(self, model: str) -> list[tuple[str, str, int]]:
+        """Published (version, digest, number) of a model, lowest number first."""
+        found = []
+        for path, entry in self.ledger.load_targets(model_role(model)).signed.targets.items():
+            found.append((path.split("/")[2], entry.hashes["sha256"], int((entry.custom or {})["number"])))
+        return sorted(found, key=lambda item: item[2])
+
+    def channels(self) -> list[dict[str, Any]]:
+        """Every channel document as published."""
+        return list(self._channel_documents(self.ledger.load_targets(CHANNELS)).values())
+
+    def expiries(self) -> dict[str, tuple[datetime, bool]]:
+        """Role -> (when its signature ends, whether less than a quarter of its life is left)."""
+        snapshot = self.ledger.load_snapshot().signed
+        ends = {
+            "root": self.ledger.load_root().signed.expires,
+            "timestamp": self.ledger.load_timestamp().signed.expires,
+            "snapshot": snapshot.expires,
+        }
+        for role in (name.removesuffix(".json") for name in snapshot.meta):
+            ends[role] = self.ledger.load_targets(role).signed.expires
+        now = self.ledger.now()
+        return {role: (end, end - now < self.ledger.lifetimes.of(role) / 4) for role, end in ends.items()}
+
+    def serve(self, host: str = "127.0.0.1", port: int = 0) -> Server:
+        """A web server over this directory, for development; the caller starts and closes it."""
+        return Server(self.directory, host, port)
+
+    def _digest(self, model: str, version: str) -> str:
+        targets = self.ledger.load_targets(model_role(model)).signed.targets
+        entry = targets.get(form.manifest_path(model, version))
+        if entry is None:
+            known = ", ".join(found for found, _, _ in self.releases(model)) or "none"
+            raise UsageError(f"{model} {version}: no such release; published are {known}", code="unknown-version")
+        return entry.hashes["sha256"]
+
+    def _channel_documents(self, roles: Metadata[Targets]) -> dict[str, dict[str, Any]]:
+        found = {}
+        for path, entry in sorted(roles.signed.targets.items()):
+            data = self.ledger.target_file(path, entry.hashes["sha256"]).read_bytes()
+            if hashlib.sha256(data).hexdigest() != entry.hashes["sha256"]:
+                raise UsageError(
+                    f"{path}: its bytes are not the signed ones; restore the repository from its backup",
+                    code="untrusted",
+                )
+            found[path] = _json(data)
+        return found
+
+
+class _Content:
+    """One file of a release: hashed once, stored under its hash."""
+
+    def __init__(self, role: str, content: Path | bytes) -> None:
+        self.content = content
+        try:
+            if isinstance(content, bytes):
+                self.sha256, self.length = hashlib.sha256(content).hexdigest(), len(content)
+            else:
+                with content.open("rb") as stream:
+                    self.sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+                    self.length = stream.tell()
+        except OSError as error:
+            raise UsageError(f"{role} file {content!s}: {error.strerror}; name a readable file", code="file") from error
+        if self.length == 0:
+            raise UsageError(f"{role} file: it is empty; name the right file", code="file")
+
+    def store(self, directory: Path) -> None:
+        data = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise UsageError(f"{self.content!s}: it changed while it was published; run the command again", code="file")
+        durable.write_atomic(directory / self.sha256, data, mode=0o644)
+
+
+def _checked(
+    draft: dict[str, Any], contents: Mapping[str, _Content], *, accept_small_canary: bool
+) -> manifest.Manifest:
+    """Hold the draft against its own promises; an accepted shortfall is written into its card."""
+    release = _parse(draft)
+    if shortfall := canaries.shortfall(release):
+        if not accept_small_canary:
+            raise UsageError(
+                f"{release.model} {release.version}: {shortfall}; widen the margin, add samples, or publish with "
+                "--accept-small-canary",
+                code="small-canary",
+            )
+        draft["card"] = {**draft["card"], "small_canary": f"accepted by the publisher: {shortfall}"}
+        release = _parse(draft)
+    for name in ("canary", "warmup"):
+        if name in contents:
+            canaries.check_file(release, contents[name].content, what=name)
+    return release
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise UsageError(f"manifest: no JSON ({error}); correct the file", code="manifest") from error
+    if not isinstance(document, dict):
+        raise UsageError("manifest: found no object; correct the file", code="manifest")
+    return document
+
+
+def _parse(draft: dict[str, Any]) -> manifest.Manifest:
+    try:
+        return manifest.parse(manifest.dump(draft))
+    except ModelError as error:
+        # To the publisher the very same refusal is a slip in what was typed, not a model to block.
+        message = error.message.removesuffix("; the release must be published again")
+        raise UsageError(message, code="manifest") from error
+
+
+def _check_name(what: str, name: object) -> str:
+    if not isinstance(name, str) or not form.NAME.fullmatch(name):
+        raise UsageError(f"{what} name {name!r}: allowed are names like /{form.NAME.pattern}/", code="bad-name")
+    return name
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)

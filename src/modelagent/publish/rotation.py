@@ -1,0 +1,89 @@
+"""Replacing keys: the ceremony that may touch root.
+
+This file knows which signatures a new key needs. It does not know when a key should be replaced.
+
+    rotate(ledger, "online")        # a new online key, a new root that names it, everything online signed again
+
+A new root is signed by the threshold of the old root *and* of the new one, so that every device can follow from the
+root it has to the newest (TUF specification 1.0, section 5.3). The old key is kept as `<name>.old-<version>.pem`
+until its owner destroys it.
+"""
+
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata, Root
+
+from modelagent.errors import UsageError
+from modelagent.publish.keys import KeyRing
+from modelagent.publish.ledger import Ledger, delegated
+
+
+def rotate(ledger: Ledger, name: str) -> None:
+    """Replace the key `name` (root, root-2, ..., targets, release, operations, online).
+
+    Raises:
+        UsageError: `no-key`, a key that must sign is not here; nothing was changed.
+    """
+    if name not in ledger.keys.names() or ".old-" in name:
+        held = ", ".join(found for found in ledger.keys.names() if ".old-" not in found) or "none"
+        raise UsageError(f"{ledger.keys.path(name)}: no such key; this directory holds {held}", code="no-key")
+    if name in {"release", "operations"}:
+        _rotate_delegated(ledger, name)
+    else:
+        _rotate_top(ledger, name)
+
+
+def _rotate_top(ledger: Ledger, name: str) -> None:
+    keys = ledger.keys
+    root = ledger.load_root()
+    hands = _root_signers(keys, root)
+    keys.signer("online")
+    old = keys.signer(name).public_key
+    roles = [role for role, entry in root.signed.roles.items() if entry and old.keyid in entry.keyids]
+    # Read before the root changes: afterwards the old signatures are worth nothing, as they should.
+    base = ledger.base()
+    changed = {"targets": ledger.load_targets("targets")} if "targets" in roles else {}
+    new = _replace(keys, name, root.signed.version)
+    for role in roles:
+        root.signed.revoke_key(old.keyid, role)
+        root.signed.add_key(new.public_key, role)
+    if "root" in roles:
+        hands.append(new)
+    ledger.stamp(root, "root", root.signed.version + 1)
+    ledger.write_root(root, hands)
+    if roles != ["root"]:
+        ledger.publish(changed, base=base)
+
+
+def _rotate_delegated(ledger: Ledger, name: str) -> None:
+    keys = ledger.keys
+    targets = ledger.load_targets("targets")
+    for needed in ("targets", "online"):
+        keys.signer(needed)
+    old = keys.signer(name).public_key
+    roles = delegated(targets.signed)
+    contents = {role: ledger.load_targets(role) for role, entry in roles.items() if old.keyid in entry.keyids}
+    new = _replace(keys, name, targets.signed.version)
+    for role in contents:
+        targets.signed.revoke_key(old.keyid, role)
+        targets.signed.add_key(new.public_key, role)
+    ledger.publish({"targets": targets, **contents})
+
+
+def _replace(keys: KeyRing, name: str, version: int) -> CryptoSigner:
+    keys.retire(name, f"{name}.old-{version}")
+    return keys.create(name)
+
+
+def _root_signers(keys: KeyRing, root: Metadata[Root]) -> list[CryptoSigner]:
+    """The present root keys at hand, at least the threshold of them."""
+    role = root.signed.roles["root"]
+    names = [name for name in keys.names() if name.split("-")[0] == "root" and ".old-" not in name]
+    found = [keys.signer(name) for name in names]
+    found = [signer for signer in found if signer.public_key.keyid in role.keyids]
+    if len(found) < role.threshold:
+        raise UsageError(
+            f"{keys.directory}: {len(found)} root keys are here and {role.threshold} must sign a new root; bring "
+            "the media that hold the others",
+            code="no-key",
+        )
+    return found
