@@ -140,7 +140,7 @@ def load(path: Path, *, threads: int = 1, backend: str | None = None) -> Model:
         backend: `ai-edge-litert` or `tensorflow`; None: the first that is installed.
 
     Raises:
-        ModelError: `load`, with the runtime's own words.
+        ModelError: `load`, with the runtime's own words, or `memory` when it could not allocate.
         DeviceError: `no-runtime`.
     """
     _, module, name = _backend(backend)
@@ -150,7 +150,10 @@ def load(path: Path, *, threads: int = 1, backend: str | None = None) -> Model:
         interpreter.allocate_tensors()
         return Model(interpreter)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ModelError(f"{path}: the runtime refused the model: {error}", code="load") from error
+        # A failed allocation comes as an exception without words.
+        text = str(error).strip() or "without a reason; it needs more memory than this process may have"
+        code = "load" if str(error).strip() else "memory"
+        raise ModelError(f"{path}: the runtime refused the model: {text}", code=code) from error
 
 
 def import_runtime(backend: str | None = None) -> None:

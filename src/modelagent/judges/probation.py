@@ -1,0 +1,143 @@
+"""The probation's judge: has the running candidate shown itself worse, good enough, or has the input changed?
+
+This file knows the evidence of live frames and what it proves. It does not know where the counts come from, nor what
+is done about the verdict.
+
+    verdict = judge_probation(counts_now - counts_at_activation, criteria)
+    verdict.standing    # OPEN, GOOD or BAD
+    verdict.drift       # "" or an alarm about the input, beside the standing
+
+What condemns: a hard fault (crash, hang, NaN) at once; and the previous model, run on the *same* frames, proving better
+in a sequential McNemar test (an SPRT on the discordant pairs, coin against `pair_p1`). What alarms only: labelled
+errors above `error_p0` while the previous model does no better, which says that the input changed and not that the
+model is bad. Confidence and class mix decide nothing here. `alpha` is one budget: it is split evenly over the tests
+(Bonferroni), so that all of them together revert or alarm without cause at most that often.
+
+Ends are counted in frames and in seconds with frames, never in wall time: an idle line waits.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from modelagent.core.events import Counts
+from modelagent.core.verdicts import ProbationVerdict, Standing
+from modelagent.judges.sequential import Decision, Sprt
+
+_TESTS: Final = 2  # paired comparison and error rate share alpha
+
+
+@dataclass(frozen=True, slots=True)
+class ProbationCriteria:
+    """When a probation ends and what it takes.
+
+    Args:
+        frames, busy_s: healthy results and seconds with frames that are enough.
+        limit_frames, limit_busy_s: at both, an undecided probation ends all the same.
+        labels: labelled frames that are wanted before a good end; 0: none needed.
+        pair_p1: share of discordant pairs won by the previous model that must not be missed (0.5 is a tie).
+        error_p0, error_p1: error rate that is normal, and one that calls for an alarm.
+        min_pairs: paired frames before "both do alike" is believed.
+        alpha, beta: chance of a false revert or alarm, of all tests together; chance of missing each.
+    """
+
+    frames: int = 500
+    busy_s: int = 60
+    limit_frames: int = 50_000
+    limit_busy_s: int = 86_400
+    labels: int = 0
+    pair_p1: float = 0.7
+    error_p0: float = 0.10
+    error_p1: float = 0.20
+    min_pairs: int = 30
+    alpha: float = 0.01
+    beta: float = 0.05
+
+
+def judge_probation(evidence: Counts, criteria: ProbationCriteria) -> ProbationVerdict:
+    """Judge what was seen since the activation.
+
+    The verdict depends on the counts alone, never on their order or on when it is asked (see `sequential.py`).
+
+    Args:
+        evidence: differences of counts since the first health record of this activation.
+        criteria: from the settings; `error_p0` best from the candidate's own canary.
+    """
+    paired = Sprt(0.5, criteria.pair_p1, criteria.alpha / _TESTS, criteria.beta)
+    errors = Sprt(criteria.error_p0, criteria.error_p1, criteria.alpha / _TESTS, criteria.beta)
+    comparison = paired.decide(evidence.only_old, evidence.only_new)
+    elevated = errors.decide(evidence.wrong, evidence.right) is Decision.HIGH
+    pairs = evidence.both_right + evidence.only_new + evidence.only_old + evidence.both_wrong
+    lean = paired.evidence(evidence.only_old, evidence.only_new)
+    numbers: dict[str, object] = {
+        "frames": evidence.frames,
+        "done": evidence.done,
+        "busy_s": evidence.busy_s,
+        "faults": evidence.faults,
+        "right": evidence.right,
+        "wrong": evidence.wrong,
+        "pairs": pairs,
+        "only_new": evidence.only_new,
+        "only_old": evidence.only_old,
+        "both_wrong": evidence.both_wrong,
+        "paired": comparison.value,
+        "paired_evidence": lean,
+        "paired_threshold": paired.upper,
+        "error_evidence": errors.evidence(evidence.wrong, evidence.right),
+        "error_threshold": errors.upper,
+    }
+    drift = _drift(evidence, criteria, pairs) if elevated and _alike(comparison, lean, pairs, criteria) else ""
+    if evidence.faults > 0:
+        text = f"{_count(evidence.faults, 'hard fault')} (crash, hang or NaN) in {_count(evidence.frames, 'frame')}"
+        return ProbationVerdict(Standing.BAD, text, drift, numbers)
+    if comparison is Decision.HIGH:
+        text = (
+            f"the previous model is better on the same {_count(pairs, 'labelled frame')}: {evidence.only_old} only it "
+            f"has right, {evidence.only_new} only this one; chance of that by luck below {paired.alpha:.3g}"
+        )
+        return ProbationVerdict(Standing.BAD, text, drift, numbers)
+    standing, text = _end(evidence, criteria, comparison, lean)
+    return ProbationVerdict(standing, text, drift, numbers)
+
+
+def _alike(comparison: Decision, lean: float, pairs: int, criteria: ProbationCriteria) -> bool:
+    """Whether the previous model does no better: shown, leaning that way over enough pairs, or there is none."""
+    return comparison is Decision.LOW or pairs == 0 or (pairs >= criteria.min_pairs and lean <= 0.0)
+
+
+def _drift(evidence: Counts, criteria: ProbationCriteria, pairs: int) -> str:
+    labelled = evidence.right + evidence.wrong
+    wrong = (
+        f"{evidence.wrong} of {labelled} labelled frames are wrong ({evidence.wrong / labelled * 100:.1f} %, normal is "
+        f"{criteria.error_p0 * 100:.1f} %)"
+    )
+    if pairs == 0:
+        return (
+            f"{wrong}, and no previous model ran on the same frames to tell whether the model or the input is to blame"
+        )
+    return (
+        f"{wrong}, and the previous model does no better on the same {pairs}: the input changed; retraining is wanted"
+    )
+
+
+def _end(evidence: Counts, criteria: ProbationCriteria, comparison: Decision, lean: float) -> tuple[Standing, str]:
+    seen = f"{evidence.done} of {criteria.frames} frames, {evidence.busy_s} of {criteria.busy_s} s with frames"
+    if evidence.done < criteria.frames or evidence.busy_s < criteria.busy_s:
+        return Standing.OPEN, seen
+    labelled = evidence.right + evidence.wrong
+    missing = ""
+    if labelled < criteria.labels and comparison is Decision.OPEN:
+        missing = f"{labelled} of {criteria.labels} labelled frames"
+    elif lean > 0.0 and comparison is Decision.OPEN:
+        missing = (
+            f"the previous model is ahead {evidence.only_old} to {evidence.only_new} on the same labelled frames, "
+            "which is not yet proof"
+        )
+    if not missing:
+        return Standing.GOOD, f"no fault in {_count(evidence.done, 'frame')} and {evidence.busy_s} s with frames"
+    if evidence.done >= criteria.limit_frames and evidence.busy_s >= criteria.limit_busy_s:
+        return Standing.GOOD, f"undecided at the limit of {criteria.limit_frames} frames, kept: {missing}"
+    return Standing.OPEN, f"{seen}; {missing}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
