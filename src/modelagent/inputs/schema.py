@@ -102,6 +102,12 @@ def _check_mode(value: int) -> int:
     return value
 
 
+def _check_id(value: str) -> str:
+    if value in {"all", "group"}:
+        raise ValueError("any name but all and group, which have a meaning in MQTT topics")
+    return value
+
+
 def _default_id() -> str:
     """A stable name for this device that does not reveal its machine-id (machine-id(5) asks for a keyed hash)."""
     try:
@@ -135,7 +141,9 @@ class Section(BaseModel):
 class Device(Section):
     """[device]: who this is."""
 
-    id: Identifier = Field(default_factory=_default_id, description="name of this device, also in MQTT topics")
+    id: Annotated[Identifier, AfterValidator(_check_id)] = Field(
+        default_factory=_default_id, description="name of this device, also in MQTT topics"
+    )
     groups: Annotated[tuple[Identifier, ...], BeforeValidator(_as_tuple)] = Field(
         default=(), description="groups this device belongs to: commands and waves may name them"
     )
