@@ -91,6 +91,10 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """As click does it, under our own name even when started by `python -m`."""
+        return super().main(*args, **{**extra, "prog_name": "modelagent"})
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of ours becomes one message and an exit code."""
         try:

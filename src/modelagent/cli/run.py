@@ -1,0 +1,126 @@
+"""`modelagent run [inference|updater]`: the agent's processes.
+
+This file knows which process is started how, where its log goes, and which settings it starts with when the file
+turns out bad. It does not know what a process does, and imports the one that is asked for alone.
+
+    modelagent run                    # both, as children of this process: containers, development
+    modelagent run updater            # one of them: what the systemd units start
+
+A process keeps the last good settings in its own directory: after a bad edit it starts with those and says so. With
+nothing remembered it starts nothing (exit 2).
+"""
+
+import logging
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Final
+
+import click
+
+from modelagent.cli import EXIT_CODES, Frame
+
+ROLES: Final = ("inference", "updater")
+_log = logging.getLogger("modelagent")
+# sd-daemon(3): a priority in angle brackets before the text, when the journal reads our standard error
+_PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("role", type=click.Choice(ROLES), required=False)
+@click.pass_obj
+def run(frame: Frame, role: str | None) -> None:
+    """Run the agent: inference and updater, or one of them.
+
+    Without ROLE both run as children of this process: they are started again when they crash, and end when it ends
+    (SIGTERM, Ctrl-C). SIGHUP makes them read the settings again.
+    """
+    if role is None:
+        raise SystemExit(_supervise(frame.config))
+    from modelagent.supervisor import PARENT  # noqa: PLC0415 - only here
+
+    if PARENT in os.environ:
+        from modelagent.children import bind_to_parent  # noqa: PLC0415 - only under a supervisor
+
+        bind_to_parent(int(os.environ.pop(PARENT)))
+    raise SystemExit(_run(role, frame.config))
+
+
+def _supervise(config: Path) -> int:
+    from modelagent.inputs.config import load  # noqa: PLC0415 - the single roles take another way
+    from modelagent.supervisor import supervise  # noqa: PLC0415 - the same
+
+    _set_up_log(load(config).log.level, "supervisor")
+    program = [sys.executable, "-m", "modelagent", "--config", str(config), "run"]
+    return supervise({role: [*program, role] for role in ROLES}, log=_log.info)
+
+
+def _run(role: str, config: Path) -> int:
+    from modelagent.inputs.config import load_or_recall, remember  # noqa: PLC0415 - the supervisor takes another way
+
+    own = _own_directory(role, config)
+    loaded = load_or_recall(config, own)
+    settings = loaded.settings
+    _set_up_log(settings.log.level, role)
+    if loaded.problem:
+        _log.error("the settings are bad, going on with the last good ones: %s", loaded.problem)
+    else:
+        own = settings.paths.state_dir if role == "updater" else settings.paths.inference_dir
+        try:
+            own.mkdir(parents=True, exist_ok=True)
+            remember(settings, own)
+        except OSError as error:
+            _log.warning("%s: the settings could not be remembered there: %s", own, error.strerror)
+    # Where a reload reads again: the same file, whatever way it was named.
+    os.environ["MODELAGENT_CONFIG"] = str(config)
+    if role == "updater":
+        from modelagent.updater import run as run_updater  # noqa: PLC0415 - each process imports its own alone
+
+        return run_updater(settings)
+    from modelagent.inference.loop import run_inference  # noqa: PLC0415 - the same
+
+    return run_inference(settings)
+
+
+def _own_directory(role: str, config: Path) -> Path:
+    """Where this process remembers settings, found without believing the file that may be bad.
+
+    systemd says it (STATE_DIRECTORY); else the file's [paths], if that much of it can be read; else the default.
+    """
+    named = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    if named.startswith("/"):
+        return Path(named)
+    key, default = {
+        "updater": ("state_dir", "/var/lib/modelagent"),
+        "inference": ("inference_dir", "/var/lib/modelagent-inference"),
+    }[role]
+    try:
+        found = tomllib.loads(config.read_text(encoding="utf-8")).get("paths", {}).get(key, default)
+    except (OSError, ValueError, AttributeError):
+        found = default
+    return Path(found) if isinstance(found, str) and found.startswith("/") else Path(default)
+
+
+class _Lines(logging.Formatter):
+    """One line a record: for the journal with its priority, else with the time and the process's part."""
+
+    def __init__(self, part: str, *, journal: bool) -> None:
+        super().__init__("%(message)s" if journal else f"%(asctime)s {part}: %(message)s", "%H:%M:%S")
+        self._journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if not self._journal:
+            return text
+        priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
+        return "\n".join(f"<{priority}>{line}" for line in text.splitlines())
+
+
+def _set_up_log(level: str, part: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines(part, journal="JOURNAL_STREAM" in os.environ))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Libraries speak when something is wrong; their every request is no news.
+    for library in ("urllib3", "tuf", "paho", "watchdog"):
+        logging.getLogger(library).setLevel(logging.WARNING)
