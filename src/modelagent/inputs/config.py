@@ -101,7 +101,7 @@ def parse(document: Mapping[str, Any], path: Path, origins: Mapping[tuple[str, .
     try:
         return Settings.model_validate(document)
     except ValidationError as error:
-        lines = [_explain(fault, path, origins or {}) for fault in error.errors(include_url=False)]
+        lines = [_explain(fault, document, path, origins or {}) for fault in error.errors(include_url=False)]
         more = [f"... and {len(lines) - 20} more"] if len(lines) > 20 else []
         raise UsageError("\n".join(lines[:20] + more), code="bad-setting") from error
 
@@ -210,7 +210,9 @@ _KINDS: Final = {
 }
 
 
-def _explain(fault: Mapping[str, Any], path: Path, origins: Mapping[tuple[str, ...], Path]) -> str:
+def _explain(
+    fault: Mapping[str, Any], document: Mapping[str, Any], path: Path, origins: Mapping[tuple[str, ...], Path]
+) -> str:
     loc = tuple(part for part in fault["loc"] if part != "[key]")
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
     names = tuple(str(part) for part in loc)
@@ -219,7 +221,7 @@ def _explain(fault: Mapping[str, Any], path: Path, origins: Mapping[tuple[str, .
     kind = str(fault["type"])
     if kind == "extra_forbidden":
         return f"{where}: unknown key; {_allowed_keys(names)}"
-    found = f"found {_show(fault['input'])}; " if "[key]" not in fault["loc"] else ""
+    found = f"found {_show(_as_written(document, loc, fault['input']))}; " if "[key]" not in fault["loc"] else ""
     return f"{where}: {found}allowed: {_allowed(fault, kind)}"
 
 
@@ -231,13 +233,13 @@ def _allowed(fault: Mapping[str, Any], kind: str) -> str:
         case "literal_error":
             return str(context["expected"]).replace("'", '"')
         case "greater_than":
-            return f"more than {context['gt']:g}"
+            return f"more than {_number(context['gt'])}"
         case "greater_than_equal":
-            return f"at least {context['ge']:g}"
+            return f"at least {_number(context['ge'])}"
         case "less_than":
-            return f"less than {context['lt']:g}"
+            return f"less than {_number(context['lt'])}"
         case "less_than_equal":
-            return f"at most {context['le']:g}"
+            return f"at most {_number(context['le'])}"
         case "string_too_long":
             return f"at most {context['max_length']} characters"
         case "string_pattern_mismatch":
@@ -260,10 +262,26 @@ def _allowed_keys(names: tuple[str, ...]) -> str:
     return (f"did you mean {near[0]}? " if near else "") + "allowed: " + ", ".join(keys)
 
 
+def _as_written(document: object, loc: tuple[str | int, ...], converted: object) -> object:
+    """What stands in the file, where the fault was found only after a conversion ("90d" and not 7776000)."""
+    for part in loc:
+        if (isinstance(document, Mapping) and part in document) or (
+            isinstance(document, list) and isinstance(part, int) and part < len(document)
+        ):
+            document = document[part]
+        else:
+            return converted
+    return document
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else str(value)
+
+
 def _show(value: object) -> str:
     text = repr(str(value)) if isinstance(value, Path) else repr(value)
     if isinstance(value, bool):
         text = text.lower()
-    elif isinstance(value, Section):
+    elif isinstance(value, Section | Mapping):
         return "this table"
     return text if len(text) <= 80 else text[:77] + "..."

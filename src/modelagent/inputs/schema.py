@@ -42,7 +42,7 @@ def parse_duration(value: object) -> float:
     """Seconds of a number or of a text such as "1h30m". Raises ValueError that says what is allowed."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
         return float(value)
-    if isinstance(value, str) and value and not _PART.sub("", value.replace(" ", "")):
+    if isinstance(value, str) and value.strip() and not _PART.sub("", value.replace(" ", "")):
         return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value))
     raise ValueError(_DURATION)
 
@@ -85,7 +85,7 @@ def _check_zone(value: str) -> str:
         return value  # needs no zone files, which a slim image may lack
     try:
         ZoneInfo(value)
-    except (OSError, ValueError) as error:
+    except (KeyError, OSError, ValueError) as error:
         raise ValueError("the name of a time zone, for instance UTC or Europe/Madrid") from error
     return value
 
