@@ -265,11 +265,9 @@ def _allowed_keys(names: tuple[str, ...]) -> str:
 def _as_written(document: object, loc: tuple[str | int, ...], converted: object) -> object:
     """What stands in the file, where the fault was found only after a conversion ("90d" and not 7776000)."""
     for part in loc:
-        if (isinstance(document, Mapping) and part in document) or (
-            isinstance(document, list) and isinstance(part, int) and part < len(document)
-        ):
-            document = document[part]
-        else:
+        try:
+            document = cast("Any", document)[part]
+        except (KeyError, IndexError, TypeError):
             return converted
     return document
 
