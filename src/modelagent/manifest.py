@@ -42,9 +42,12 @@ class FileRef:
     @property
     def name(self) -> str:
         """The file's name inside a slot."""
-        return {"model": "model.tflite", "canary": "canary.npz", "labels": "labels.json", "warmup": "warmup.npz"}[
-            self.role
-        ]
+        return {
+            "model": "model.tflite",
+            "canary": "canary.npz",
+            "labels": "labels.json",
+            "warmup": "warmup.npz",
+        }[self.role]
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,5 +361,6 @@ def _no_constant(text: str) -> float:
 
 def _bad(key: str, found: object, allowed: str) -> ModelError:
     return ModelError(
-        f"manifest: {key}: found {found}, allowed is {allowed}; the release must be published again", code="manifest"
+        f"manifest: {key}: found {found}, allowed is {allowed}; the release must be published again",
+        code="manifest",
     )
