@@ -157,7 +157,8 @@ class ControlServer:
     def _time_left(self) -> float | None:
         if not self._clients:
             return None
-        return max(0.0, min(self._limit(client) for client in self._clients) - self._clock())
+        soonest = min(self._limit(client) for client in self._clients)
+        return None if soonest == float("inf") else max(0.0, soonest - self._clock())
 
     def _limit(self, client: _Client) -> float:
         if client.incoming or client.outgoing:
