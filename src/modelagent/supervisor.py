@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from modelagent.children import Child, describe_exit, spawn
+from modelagent.notify import notify
 
 PARENT: Final = "MODELAGENT_PARENT"  # environment variable with the pid that a child binds itself to
 FIRST_DELAY: Final = 0.5  # seconds before the first new start, doubling
@@ -203,7 +204,7 @@ def supervise(
                 line = supervisor.describe()
                 if line != told:
                     told = line
-                    notify(f"READY=1\nSTATUS={line}")
+                    notify("READY=1", f"STATUS={line}")
                 poll = select.poll()
                 for fd in (wake, *supervisor.descriptors()):
                     poll.register(fd, select.POLLIN)
@@ -217,21 +218,10 @@ def supervise(
                         break
                     supervisor.forward(signal.SIGHUP)
         finally:
-            notify("STOPPING=1\nSTATUS=ending the children")
+            notify("STOPPING=1", "STATUS=ending the children")
             first = len(pending)
             supervisor.end(GRACE, hurry=lambda: len(pending) > first)
     return 0
-
-
-def notify(message: str) -> None:
-    """Tell systemd (or whoever set NOTIFY_SOCKET); see sd_notify(3). Nothing happens where nobody listens."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address.startswith(("/", "@")):
-        return
-    # An abstract address begins with a zero byte, which an environment variable writes as "@".
-    name = "\0" + address[1:] if address[0] == "@" else address
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        channel.sendto(message.encode(), name)
 
 
 def _start(argv: Sequence[str], environment: Mapping[str, str]) -> Child:

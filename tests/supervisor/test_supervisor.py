@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from modelagent.children import Child, spawn
-from modelagent.supervisor import PARENT, BackOff, Supervisor, notify
+from modelagent.notify import notify
+from modelagent.supervisor import PARENT, BackOff, Supervisor
 
 SOURCE = str(Path(__file__).parents[2] / "src")
 
@@ -62,8 +63,8 @@ def test_notify_reaches_an_abstract_and_a_named_socket(tmp_path: Path, monkeypat
             listener.bind(address)
             listener.settimeout(5)
             monkeypatch.setenv("NOTIFY_SOCKET", shown)
-            notify("READY=1")
-            assert listener.recv(100) == b"READY=1"
+            notify("READY=1", "STATUS=up")
+            assert listener.recv(100) == b"READY=1\nSTATUS=up"
 
 
 def test_notify_without_a_listener_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def rollback(frame: Frame, command: Command, *, reason: str, offline: bool) -> N
     except UsageError as error:  # refused by the machine's own rules, not a wrong command line
         _print(frame, model, "refused", error.message)
         raise SystemExit(REFUSED) from error
-    _print(frame, model, "done", str(told or ""))
+    _print(frame, model, "done", told)
 
 
 def become_owner(directory: Path) -> None:

@@ -128,11 +128,12 @@ def _health(path: Path) -> tuple[Mapping[str, Any] | None, str]:
 def _from_disk(settings: Settings, name: str) -> dict[str, Any]:
     """What the updater wrote last, in the same words that it would use."""
     from modelagent.core.describe import describe  # noqa: PLC0415 - only with the updater down
-    from modelagent.steps.journal import read_state  # noqa: PLC0415 - the same
+    from modelagent.core.state import State  # noqa: PLC0415 - the same
+    from modelagent.steps.journal import Journal  # noqa: PLC0415 - the same
 
     try:
-        state = read_state(settings.paths.state_dir, name)
-    except (OSError, AgentError) as error:
+        state = Journal(settings.paths.state_dir, name, State).peek()
+    except AgentError as error:
         return {"phase": None, "waiting": f"its state cannot be read: {error}"}
     return {"phase": None, "waiting": "no state was written yet"} if state is None else describe(state)
 
@@ -146,6 +147,11 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     if not updater["answers"]:
         yield coloured(f"updater does not answer: {updater['reason']}", "warning")
         yield coloured("what follows is what it wrote last", "warning")
+    if document.get("settings_problem"):
+        yield coloured(f"settings: {document['settings_problem']}", "warning")
+    broker = document.get("broker")
+    if broker and not broker["connected"]:
+        yield coloured(f"broker: not connected: {broker['problem']}", "warning")
     for name, entry in document["models"].items():
         yield ""
         yield click.style(name, bold=True)

@@ -110,6 +110,12 @@ class Journal(Generic[S]):
             self._seq = max(known, top)
         return state, tuple(notes)
 
+    def peek(self) -> S | None:
+        """The newest readable state, changing nothing: for whoever only looks. None when there is none."""
+        with device_errors(f"{self.model}: read the state"):
+            data = _bytes(self.path, MAX_STATE)
+        return None if data is None else self._choose(data, [])[0]
+
     def _choose(self, data: bytes, notes: list[Note]) -> tuple[S | None, int]:
         size = len(data) // 2
         found = []
