@@ -94,7 +94,10 @@ class Child:
 
     @property
     def peak_kb(self) -> int:
-        """Largest resident memory in KiB, known once it has ended (the kernel counts from the parent's own)."""
+        """Largest resident memory in KiB once it has ended; 0 when not above this process's own.
+
+        A child begins in its parent's memory and the kernel counts from there (getrusage(2), ru_maxrss).
+        """
         return self._peak_kb
 
     def alive(self) -> bool:
@@ -127,7 +130,8 @@ class Child:
         except ChildProcessError:  # SIGCHLD is ignored in this process: the kernel kept no status
             self._process.returncode = 0
             return 0
-        self._peak_kb = usage.ru_maxrss
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._peak_kb = usage.ru_maxrss if usage.ru_maxrss > own else 0
         self._process.returncode = os.waitstatus_to_exitcode(status)
         return self._process.returncode
 

@@ -162,10 +162,7 @@ class Worker:
         reference = (_read_manifest(slot) if slot != self._slot else manifest).file("canary")
         if reference is None:
             raise ModelError(f"{slot}: the manifest lists no canary set", code="canary")
-        try:
-            verify(slot, reference)
-        except ModelError as error:
-            raise ModelError(error.message, code="canary") from error
+        verify(slot, reference)
         if self._samples is not None:
             self._samples.close()
         self._samples = Samples(slot / reference.name, len(manifest.inputs))

@@ -11,7 +11,8 @@ first gate that fails decides; what the others say is reported beside it. "Not w
 difference", which little data always gives: the candidate passes when the lower confidence bound of the paired
 difference lies above -margin, fails when the upper bound lies below it, and is insufficient in between (Tango 1998,
 see `paired.py`). The floor is compared with the observed value: the samples are the release's own definition of it,
-not a sample of something else. Latency depends on what else the device does, so it is a suspicion until three runs agree.
+not a sample of something else. Latency depends on what else the device does, so it stays a suspicion until three
+runs agree.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ MAX_RUNS: Final = 3  # latency: a suspicion in each of so many runs at separate 
 FIRST_WAIT: Final = 600.0  # seconds until the second run; doubled for the third
 NOTICEABLE_US: Final = 200.0  # a slowdown of less than this is below the scheduler's noise, whatever the ratio
 LATENCY_CONFIDENCE: Final = 0.95
-HARD: Final = frozenset({"crash", "hang", "not-finite", "memory"})
+HARD: Final = frozenset({"crash", "hang", "not-finite", "memory", "inconsistent"})
 
 
 @dataclass(frozen=True, slots=True)
