@@ -199,6 +199,8 @@ def catalogue() -> dict[str, Any]:
         "model": "digits",
         "labels": [str(digit) for digit in range(10)],
         **stated,
+        "preprocess": {"kind": "none"},
+        "postprocess": {"kind": "classification", "softmax": False},
         "canary": {
             "file": "canary.npz",
             "metric": "accuracy",
