@@ -1,0 +1,239 @@
+"""One model's line, put together: source, queue, serving thread, records, shadow, handover, health.
+
+This file knows which part feeds which, and what health says of them. It does not know the rules of handing over or
+what runs in the other lines.
+
+    line = Line(options, loader, boot_id, epoch, wake)
+    line.start()
+    line.step(now)                  # after every wake-up of the main thread
+    line.tick(now)                  # once a second
+    line.stop(deadline)
+"""
+
+import json
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from modelagent.durable import write_atomic
+from modelagent.errors import SourceError
+from modelagent.inference.buffer import FrameBuffer
+from modelagent.inference.frames import Frame, open_source
+from modelagent.inference.handover import Handover
+from modelagent.inference.labels import Spool
+from modelagent.inference.options import ModelOptions
+from modelagent.inference.records import Records
+from modelagent.inference.results import Outlet
+from modelagent.inference.results.jsonl import JsonlSink
+from modelagent.inference.results.sqlite import SqliteSink
+from modelagent.inference.serving import Event, Server
+from modelagent.inference.shadow import Shadow
+from modelagent.inference.starts import Starts
+from modelagent.inference.workers import Loader, Worker
+
+_log = logging.getLogger(__name__)
+
+_SOURCE_PAUSE = 1.0  # seconds before a broken source is tried again, doubling to a minute
+
+
+class Line:
+    """One model. Made, stepped and stopped by the main thread.
+
+    Args:
+        options: of the model.
+        loader: the device's.
+        boot_id: of this boot.
+        epoch: of this run of the process.
+        wake: wakes the main thread; any thread may call it.
+
+    Raises:
+        OSError: our own directories cannot be made.
+        UsageError: the source's settings are impossible.
+    """
+
+    def __init__(
+        self, options: ModelOptions, loader: Loader, *, boot_id: str, epoch: str, wake: Callable[[], None]
+    ) -> None:
+        self.options = options
+        self._boot_id = boot_id
+        self._epoch = epoch
+        self._wake = wake
+        options.keep_dir.mkdir(parents=True, exist_ok=True)
+        options.health.parent.mkdir(parents=True, exist_ok=True)
+        self._source = open_source(options.source)
+        outlets = []
+        if options.sqlite:
+            outlets.append(Outlet(SqliteSink(options.keep_dir / "results.db", max_bytes=options.max_bytes)))
+        if options.jsonl:
+            outlets.append(Outlet(JsonlSink(options.keep_dir / "results.jsonl", max_bytes=options.max_bytes)))
+        self.records = Records(options.name, epoch, outlets, recent=options.recent, horizon=options.label_horizon)
+        self.buffer = FrameBuffer(options.queue, options.overflow, self._dropped)
+        self._events: queue.SimpleQueue[Event | Worker] = queue.SimpleQueue()
+        self.shadow = Shadow(share=options.shadow_share, ring=options.shadow_ring, died=self._post)
+        self.server = Server(options.name, self.buffer, self.records, self.shadow, self._post)
+        self.handover = Handover(
+            options,
+            loader=loader,
+            server=self.server,
+            records=self.records,
+            starts=Starts(options.keep_dir / "starts.json"),
+            shadow=self.shadow,
+        )
+        self._spool = Spool(options.labels_dir)
+        self._halt = threading.Event()
+        self._feeder: threading.Thread | None = None
+        self._sequence = 0
+        self._written: tuple[Any, ...] | None = None
+
+    def start(self) -> None:
+        """Begin: links first, so that a worker loads while the source opens."""
+        self.handover.look(time.monotonic())
+        self.server.start()
+        if self._source is not None:
+            self._feeder = threading.Thread(target=self._feed, name=f"source-{self.options.name}", daemon=True)
+            self._feeder.start()
+
+    def step(self, now: float, *, looked: bool) -> None:
+        """Take up what the threads said and, when a directory changed (`looked`), what the links say."""
+        while True:
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                break
+            if isinstance(event, Worker):
+                self.handover.shadow_died(event)
+            else:
+                self.handover.handle(event, now)
+        if looked:
+            self.handover.look(now)
+            self._read_labels()
+        self.write_health(only_news=True)
+
+    def tick(self, now: float) -> None:
+        """Once a second."""
+        self.handover.tick(now)
+        self._read_labels()
+        self.write_health()
+
+    def alive(self, now: float) -> bool:
+        """Whether the serving thread makes progress, or has good reason to wait."""
+        worker = self.handover.active
+        return now - self.server.beat < 10.0 + (worker.hang_s if worker is not None else 0.0)
+
+    def stop(self, deadline: float) -> None:
+        """End everything by `deadline` (seconds since boot): frames that wait are recorded as dropped."""
+        self._halt.set()
+        for frame in self.buffer.close():
+            self._dropped(frame)
+        if not self.server.stop(max(0.1, deadline - time.monotonic() - 1.5)):
+            worker = self.handover.active
+            if worker is not None:
+                worker.child.kill()  # a hung call: its end wakes the thread
+            self.server.stop(1.0)
+        self.handover.close()
+        if self._feeder is not None:
+            self._feeder.join(max(0.1, deadline - time.monotonic() - 0.5))
+        self.records.close(max(0.1, deadline - time.monotonic()))
+        self.write_health()
+
+    def _post(self, event: Event | Worker) -> None:
+        self._events.put(event)
+        self._wake()
+
+    def _feed(self) -> None:
+        source = self._source
+        assert source is not None  # noqa: S101 - the thread is started only with one
+        pause = _SOURCE_PAUSE
+        while not self._halt.is_set():
+            begun = time.monotonic()
+            try:
+                source.run(self.buffer.put, self._halt)
+                return
+            except SourceError as error:
+                if time.monotonic() - begun > 60.0:
+                    pause = _SOURCE_PAUSE
+                _log.warning("%s: %s; trying again in %.0f s", self.options.name, error, pause)
+                self._halt.wait(pause)
+                pause = min(60.0, pause * 2)
+
+    def _dropped(self, frame: Frame) -> None:
+        worker = self.handover.active
+        self.records.lost(
+            frame,
+            worker.digest if worker is not None else "",
+            worker.slot.manifest.version if worker is not None else "",
+            "dropped",
+        )
+
+    def _read_labels(self) -> None:
+        worker = self.handover.active
+        running = worker.digest if worker is not None else ""
+        for name, label, right in self._spool.news():
+            if self.records.label(name, label=label, right=right, running=running) is not None:
+                self.shadow.label(name, label, right)
+
+    def write_health(self, *, only_news: bool = False) -> None:
+        """Write health.json; with `only_news` only when what runs, or why not, has changed."""
+        handover = self.handover
+        running = handover.running
+        target = handover.links.current
+        news = (
+            target,
+            running.child.pid if running is not None else None,
+            handover.loading,
+            handover.refused,
+            handover.fell_back,
+        )
+        if only_news and news == self._written:
+            return
+        self._written = news
+        self._sequence += 1
+        document = {
+            "schema": 1,
+            "model": self.options.name,
+            "boot_id": self._boot_id,
+            "epoch": self._epoch,
+            "seq": self._sequence,
+            "wall": time.time(),
+            "mono": time.monotonic(),
+            "pid": os.getpid(),
+            "link": None if target is None else target.link._asdict(),
+            "running": None
+            if running is None
+            else {
+                "digest": running.digest,
+                "version": running.slot.manifest.version,
+                "worker_pid": running.child.pid,
+                "since_mono": running.since,
+            },
+            "loading": None if handover.loading is None else {"digest": handover.loading},
+            "refused": handover.refused,
+            "fell_back": handover.fell_back,
+            "idle": handover.idle,
+            "counters": self.records.tally.report(),
+            "shadow": self.shadow.report(),
+            "source": {
+                "kind": self.options.source.kind,
+                "rate_fps": self._source.rate_fps if self._source is not None else 0.0,
+                "queue": len(self.buffer),
+                "capacity": self.buffer.capacity,
+                "dropped": self.buffer.dropped,
+                "received": self.buffer.received,
+            },
+            "results": {
+                "written": sum(outlet.written for outlet in self.records.outlets),
+                "lost": sum(outlet.lost for outlet in self.records.outlets),
+            },
+            "last_result": None
+            if self.records.last is None
+            else {"id": self.records.last[0], "wall": self.records.last[1]},
+        }
+        try:
+            write_atomic(self.options.health, json.dumps(document, separators=(",", ":")).encode(), durable=False)
+        except OSError as error:
+            self._written = None  # try again at the next step
+            _log.warning("%s: %s; free space or correct permissions", self.options.health, error)

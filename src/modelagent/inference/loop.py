@@ -1,0 +1,179 @@
+"""The inference process: all lines, one main thread that starts every child, one loop that sleeps until something is.
+
+This file knows signals, the process's lock, what to wait for and how to stop. It does not know models' rules.
+
+    exit_status = run_inference(settings)          # returns after SIGTERM or SIGINT; everything it started has ended
+
+The main thread lives as long as the process, because workers die with the thread that made them (see children.py).
+"""
+
+import contextlib
+import fcntl
+import gc
+import logging
+import os
+import secrets
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from modelagent.errors import DeviceError
+from modelagent.inference.line import Line
+from modelagent.inference.notify import notify
+from modelagent.inference.options import LoopOptions
+from modelagent.inference.watch import Watch
+from modelagent.inference.workers import Loader
+from modelagent.inputs.schema import Settings
+
+_log = logging.getLogger(__name__)
+
+_TICK: Final = 1.0  # seconds between two health files
+_STOP: Final = 4.0  # seconds to end everything; systemd and `modelagent run` allow five
+_SWITCH: Final = 0.0005  # seconds; a thread that waits for the interpreter lock gets it this soon
+
+
+def run_inference(settings: Settings) -> int:
+    """Run the inference process until SIGTERM or SIGINT.
+
+    Returns:
+        The exit status: 0 after a wished stop.
+
+    Raises:
+        DeviceError: `running` when another inference process holds the directory; `directory` when our directories
+            cannot be made.
+        UsageError: `config`.
+    """
+    return run(LoopOptions.from_settings(settings))
+
+
+def run(options: LoopOptions) -> int:
+    """See `run_inference`; takes plain options."""
+    sys.setswitchinterval(_SWITCH)
+    with _locked(options.lock):
+        return Loop(options).run()
+
+
+class Loop:
+    """The main thread's loop."""
+
+    def __init__(self, options: LoopOptions) -> None:
+        self._stop = False
+        # A pipe, not an eventfd: a signal's arrival is announced by one byte (signal.set_wakeup_fd).
+        self._woken_fd, self._wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._watch = Watch()
+        self._loader = Loader()
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        epoch = secrets.token_hex(8)
+        try:
+            self._lines = [
+                Line(model, self._loader, boot_id=boot_id, epoch=epoch, wake=self._wake) for model in options.models
+            ]
+        except OSError as error:
+            raise DeviceError(
+                f"{error.filename}: {error.strerror}; correct [paths] or permissions", code="directory"
+            ) from error
+
+    def run(self) -> int:
+        """Until told to stop."""
+        before = {number: signal.signal(number, self._told) for number in (signal.SIGTERM, signal.SIGINT)}
+        old_fd = signal.set_wakeup_fd(self._wake_fd, warn_on_full_buffer=False)
+        try:
+            for line in self._lines:
+                line.start()
+            gc.collect()
+            gc.freeze()  # what exists now lives as long as we: later collections need not look at it
+            notify("READY=1", f"STATUS=serving {len(self._lines)} model(s)")
+            self._loop()
+        finally:
+            notify("STOPPING=1")
+            signal.set_wakeup_fd(old_fd)
+            self._end()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return 0
+
+    def _loop(self) -> None:
+        tick = time.monotonic()
+        while not self._stop:
+            now = time.monotonic()
+            if now >= tick:
+                tick = now + _TICK
+                for line in self._lines:
+                    self._watch.add(line.options.model_dir)
+                    self._watch.add(line.options.labels_dir)
+                    line.tick(now)
+                if all(line.alive(now) for line in self._lines):
+                    notify("WATCHDOG=1")
+            changed = self._wait(tick - now)
+            now = time.monotonic()
+            self._loader.step(now)
+            for line in self._lines:
+                line.step(now, looked=changed)
+            self._loader.step(now)  # what the lines have just asked for
+
+    def _wait(self, timeout: float) -> bool:
+        """Sleep until something is to be done; True when a directory has changed."""
+        due = self._loader.due(time.monotonic())
+        if due is not None:
+            timeout = min(timeout, due)
+        poll = select.poll()
+        poll.register(self._woken_fd, select.POLLIN)
+        if self._watch.fd >= 0:
+            poll.register(self._watch.fd, select.POLLIN)
+        for fd in self._loader.fds:
+            poll.register(fd, select.POLLIN)
+        workers = {fd: line for line in self._lines for fd in line.handover.fds}
+        for fd in workers:
+            poll.register(fd, select.POLLIN)
+        changed = False
+        for fd, _ in poll.poll(max(0.0, timeout) * 1000.0):
+            if fd == self._woken_fd:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(fd, 65536)
+            elif fd == self._watch.fd:
+                self._watch.drain()
+                changed = True
+            elif fd in workers:
+                workers[fd].handover.look_after()
+                time.sleep(0.001)  # the serving thread reports it; until then the descriptor stays readable
+        return changed
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full of wishes to wake already
+            os.write(self._wake_fd, b"\0")
+
+    def _told(self, _number: int, _frame: object) -> None:
+        self._stop = True
+
+    def _end(self) -> None:
+        deadline = time.monotonic() + _STOP
+        for line in self._lines:
+            line.stop(deadline)
+        self._loader.close()
+        self._watch.close()
+        os.close(self._woken_fd)
+        os.close(self._wake_fd)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the process's lock, which the kernel frees however we end."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise DeviceError(f"{path}: {error.strerror}; correct [paths] or permissions", code="directory") from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DeviceError(
+                f"{path}: another inference process runs with this directory; stop it first", code="running"
+            ) from error
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,80 @@
+"""What the loop is told: plain values, so that it can be started without a settings file.
+
+This file knows how settings become options. It does not know how options are used.
+
+    options = LoopOptions.from_settings(settings)
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modelagent.inference.frames import SourceOptions
+from modelagent.inputs.schema import Settings
+
+WORKER = (sys.executable, "-m", "modelagent.inference.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """One model. Times are seconds, sizes bytes; the names are those of the settings where they have one."""
+
+    name: str
+    model_dir: Path  # the updater's: links and slots
+    labels_dir: Path  # the updater's: batches of labels
+    keep_dir: Path  # ours, durable: starts.json, results
+    health: Path  # ours: health.json
+    source: SourceOptions = field(default_factory=SourceOptions)
+    queue: int = 64
+    overflow: str = "drop-oldest"
+    sqlite: bool = True
+    jsonl: bool = False
+    max_bytes: int = 64 << 20
+    threads: int = 1
+    hang_s: float = 2.0  # an inference is hung after the larger of this and 20 times the promised latency
+    load_timeout: float = 60.0
+    starts: int = 3  # starts without progress before an unconfirmed slot is left
+    healthy_after: int = 200  # inferences after which old faults are forgotten
+    label_horizon: float = 7 * 86400.0
+    recent: int = 20_000  # results kept in memory for labels that come later
+    shadow_share: float = 0.2
+    shadow_ring: int = 256
+    worker_argv: tuple[str, ...] = WORKER
+
+
+@dataclass(frozen=True, slots=True)
+class LoopOptions:
+    """The whole process. `lock` is held while it runs: two loops would fight over one health file."""
+
+    lock: Path
+    models: tuple[ModelOptions, ...]
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "LoopOptions":
+        """The options that the settings file asks for."""
+        paths = settings.paths
+        models = tuple(
+            ModelOptions(
+                name=name,
+                model_dir=paths.model_dir(name),
+                labels_dir=paths.labels(name),
+                keep_dir=paths.inference_dir / name,
+                health=paths.health(name),
+                source=SourceOptions(model.source.kind, model.source.path, model.source.fps, model.source.loop),
+                queue=model.source.queue,
+                overflow=model.source.overflow,
+                sqlite=model.results.sqlite,
+                jsonl=model.results.jsonl,
+                max_bytes=model.results.max_mb << 20,
+                threads=model.runtime.threads,
+                hang_s=model.runtime.hang_s,
+                load_timeout=model.runtime.load_timeout,
+                starts=model.runtime.starts,
+                healthy_after=model.runtime.healthy_after,
+                label_horizon=model.label_horizon,
+                shadow_share=model.shadow.rate,
+                shadow_ring=model.shadow.ring,
+            )
+            for name, model in settings.models.items()
+        )
+        return cls(paths.inference_dir / "inference.lock", models)

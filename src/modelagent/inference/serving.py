@@ -1,0 +1,220 @@
+"""The hot path of one model: frame, worker, decision, result.
+
+This file knows how one frame is run and what happens at a frame's boundary. It does not know which worker should run
+or who is to blame for a fault: it reports to the main thread (`handover.py`) and runs what it is handed.
+
+    server = Server(buffer, records, post=events.put)
+    server.hand(Hand(worker))             # taken up at the next frame boundary, at once when idle
+    # later `post` was called with: Adopted(worker, old), Fault(...), Retried(...)
+
+A frame whose worker failed is held and run once more on the next worker handed over. Once a *trial* has passed, no
+frame is taken until the main thread hands over again: what it decides must be on disk before serving goes on.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from modelagent.inference.buffer import FrameBuffer
+from modelagent.inference.decisions import FrameError
+from modelagent.inference.exchange import NOT_FINITE, OK, Reply
+from modelagent.inference.frames import Frame
+from modelagent.inference.records import Records
+from modelagent.inference.shadow import Shadow
+from modelagent.inference.workers import Worker
+
+_BEAT = 1.0  # seconds between two signs of life of an idle thread
+
+
+class Hand(NamedTuple):
+    """A worker to serve with, or None to serve with none.
+
+    `trial`: run the held frame and wait for the verdict. `give_up`: do not run the held frame again; it is `faulted`.
+    """
+
+    worker: Worker | None
+    trial: bool = False
+    give_up: bool = False
+
+
+class Adopted(NamedTuple):
+    """`worker` serves now; `old` no longer does, and may be ended."""
+
+    worker: Worker | None
+    old: Worker | None
+
+
+class Fault(NamedTuple):
+    """`worker` failed with `code` (crash, hang, not-finite) and serves no longer; after not-finite it still lives.
+
+    `held`: a frame waits to be run again. `second`: that frame had failed before; it is recorded as `faulted`.
+    """
+
+    worker: Worker
+    code: str
+    reason: str
+    held: bool
+    second: bool
+
+
+class Retried(NamedTuple):
+    """The held frame has its result by `worker`. After a trial the thread waits for the next hand."""
+
+    worker: Worker
+    trial: bool
+
+
+Event = Adopted | Fault | Retried
+
+
+class Server:
+    """The serving thread of one model.
+
+    Args:
+        name: of the thread.
+        buffer: where frames come from.
+        records: where they end.
+        shadow: what may want to run them again.
+        post: takes events for the main thread; never waits.
+    """
+
+    def __init__(
+        self, name: str, buffer: FrameBuffer, records: Records, shadow: Shadow, post: Callable[[Event], None]
+    ) -> None:
+        self.beat = time.monotonic()
+        self._buffer = buffer
+        self._records = records
+        self._shadow = shadow
+        self._post = post
+        self._lock = threading.Lock()
+        self._hand: Hand | None = None
+        self._worker: Worker | None = None
+        self._held: Frame | None = None
+        self._blamed: Worker | None = None  # whose frame the held one was
+        self._trial = False
+        self._waiting = False
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, name=f"serve-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to serve what is handed over."""
+        self._thread.start()
+
+    def hand(self, hand: Hand) -> Worker | None:
+        """Hand over; returns a worker handed over before that was never taken up, which is the caller's again."""
+        with self._lock:
+            before = self._hand
+            if before is not None and before.give_up and not hand.give_up:
+                hand = hand._replace(give_up=True)
+            self._hand = hand
+        self._buffer.ring()
+        return before.worker if before is not None and before.worker is not hand.worker else None
+
+    def look(self) -> None:
+        """Look whether the worker still lives: it may have died with no frame to tell."""
+        self._buffer.ring()
+
+    def stop(self, timeout: float) -> bool:
+        """Stop at the next frame boundary; a held frame ends as `dropped`. Returns whether it stopped in time."""
+        self._stop = True
+        self._buffer.ring()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            self.beat = time.monotonic()
+            if self._hand is not None:
+                self._adopt()
+            if self._stop:
+                break
+            worker = self._worker
+            if worker is not None and self._held is not None:
+                self._run_again(worker, self._held)
+                continue
+            frame = self._buffer.take(want=worker is not None and not self._waiting, timeout=_BEAT)
+            if worker is None:
+                continue
+            if frame is not None:
+                self._serve(worker, frame)
+            elif self._hand is None and not worker.child.alive():
+                self._fail(worker, "crash", "the worker ended while it waited for a frame")
+        if self._held is not None:
+            self._give_up("dropped")
+
+    def _adopt(self) -> None:
+        with self._lock:
+            hand, self._hand = self._hand, None
+        if hand is None:
+            return
+        if hand.give_up and self._held is not None:
+            self._give_up()
+        old, self._worker = self._worker, hand.worker
+        self._trial, self._waiting = hand.trial, False
+        if hand.worker is not None and not hand.worker.since:
+            hand.worker.since = time.monotonic()
+        self._post(Adopted(hand.worker, old if old is not hand.worker else None))
+
+    def _serve(self, worker: Worker, frame: Frame) -> None:
+        if not worker.fed and worker.ticket is not None:
+            worker.ticket.use()
+        code = self._infer(worker, frame)
+        if code:
+            self._held, self._blamed = frame, worker
+            self._fail(worker, *code)
+
+    def _run_again(self, worker: Worker, frame: Frame) -> None:
+        if not worker.fed and worker.ticket is not None:
+            worker.ticket.use()
+        trial = self._trial
+        code = self._infer(worker, frame)
+        if code:
+            self._give_up()
+            self._fail(worker, *code, second=True)
+            return
+        self._held = self._blamed = None
+        self._waiting = trial
+        self._trial = False
+        self._post(Retried(worker, trial))
+
+    def _infer(self, worker: Worker, frame: Frame) -> tuple[str, str] | None:
+        """Run one frame to its result; returns code and reason when the worker failed."""
+        begun = time.perf_counter_ns()
+        slot = worker.slot
+        exchange = worker.exchange
+        worker.fed += 1
+        try:
+            worker.binding.fill(frame.arrays)
+        except FrameError:
+            self._records.lost(frame, slot.digest, slot.manifest.version, "refused")
+            return None
+        reply = exchange.ask(worker.hang_s)
+        if reply is Reply.ANSWERED and exchange.status == OK:
+            decision = worker.binding.decide()
+            latency_us = (time.perf_counter_ns() - begun) / 1000.0
+            name = self._records.done(frame, slot.digest, slot.manifest.version, decision, latency_us)
+            worker.healthy += 1
+            self._shadow.keep(name, slot.digest, frame.arrays, decision.prediction)
+            return None
+        if reply is Reply.HUNG:
+            return "hang", f"no answer to frame {frame.id} within {worker.hang_s:g} s"
+        if reply is Reply.DIED:
+            return "crash", f"the worker ended on frame {frame.id}"
+        if exchange.status == NOT_FINITE:
+            return "not-finite", f"the output for frame {frame.id} is NaN or infinite"
+        return "crash", f"the runtime failed on frame {frame.id}"
+
+    def _fail(self, worker: Worker, code: str, reason: str, *, second: bool = False) -> None:
+        self._worker = None
+        self._trial = False
+        self._post(Fault(worker, code, reason, held=self._held is not None, second=second))
+
+    def _give_up(self, outcome: str = "faulted") -> None:
+        """The held frame ends here: it killed twice, so no version is to blame, or we stop."""
+        frame, worker = self._held, self._blamed
+        assert frame is not None  # noqa: S101 - callers have looked
+        slot = worker.slot if worker is not None else None
+        self._records.lost(frame, slot.digest if slot else "", slot.manifest.version if slot else "", outcome)
+        self._held = self._blamed = None

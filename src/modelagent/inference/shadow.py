@@ -1,0 +1,201 @@
+"""The paired re-run: the previous version on the frames that the running one has just decided.
+
+This file knows the ring of recent frames, the lowest-priority worker that runs them again, and the paired counts
+that come of it. It does not know what the counts prove: `judges/probation.py` does.
+
+    shadow = Shadow(share=0.2, ring=256)
+    shadow.arm(key, "<digest>", "<running digest>")     # another key: the counts begin anew
+    shadow.give(worker)                                 # a thread runs what is kept, labelled frames first
+    shadow.keep(result_id, frame.arrays, prediction)    # the serving thread: never waits for the shadow
+    shadow.label(result_id, 7, None)
+
+Frames live in this ring only and never touch a disk.
+"""
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy.typing as npt
+
+from modelagent.inference.decisions import FrameError
+from modelagent.inference.exchange import OK, Reply
+from modelagent.inference.workers import Worker
+
+_PAIRS = ("both_right", "only_new", "only_old", "both_wrong")
+
+
+class _Kept:
+    """One frame of the ring."""
+
+    __slots__ = ("arrays", "generation", "label", "new", "old", "ran", "right")
+
+    def __init__(self, arrays: tuple[npt.NDArray[Any], ...], new: int | None, generation: int) -> None:
+        self.arrays = arrays
+        self.generation = generation
+        self.new = new  # what the running version said
+        self.old: int | None = None  # what the shadow says
+        self.ran = False
+        self.label: int | None = None
+        self.right: bool | None = None
+
+
+class Shadow:
+    """One model's shadow. `keep` is the serving thread's, the rest the main thread's.
+
+    Args:
+        share: of the frames that are kept, 0 to 1: neighbouring frames prove little more than one.
+        ring: frames kept.
+        died: called, in the shadow's thread, when the worker ended or hung.
+    """
+
+    def __init__(self, *, share: float, ring: int, died: Callable[[Worker], None]) -> None:
+        self.worker: Worker | None = None
+        self._share = share
+        self._capacity = ring
+        self._died = died
+        self._changed = threading.Condition()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._urgent: deque[str] = deque()
+        self._pending: deque[str] = deque()
+        self._due = 0.0
+        self._generation = 0
+        self._key: Hashable = None
+        self._digest = ""
+        self._running = ""
+        self._counts: dict[str, int] = {}
+        self._thread: threading.Thread | None = None
+        self._stop = False
+
+    def arm(self, key: Hashable, digest: str, running: str) -> None:
+        """Compare `running` with the shadow `digest` from now on; counts go on only under the same key."""
+        with self._changed:
+            if key != self._key:
+                self._counts = dict.fromkeys(("frames", *_PAIRS, "agree"), 0)
+            if (key, running) != (self._key, self._running):
+                self._forget()
+            self._key, self._digest, self._running = key, digest, running
+
+    def disarm(self) -> None:
+        """Keep nothing; the counts are reported until another key comes or `clear`."""
+        with self._changed:
+            self._running = ""
+            self._forget()
+
+    def clear(self) -> None:
+        """There is no shadow any more."""
+        self.disarm()
+        self._key = None
+
+    def keep(self, name: str, digest: str, arrays: tuple[npt.NDArray[Any], ...], prediction: int | None) -> None:
+        """Keep a frame that version `digest` has decided, if its turn has come."""
+        if digest != self._running or prediction is None:
+            return
+        self._due += self._share
+        if self._due < 1.0:
+            return
+        self._due -= 1.0
+        with self._changed:
+            if digest != self._running:
+                return
+            self._kept[name] = _Kept(arrays, prediction, self._generation)
+            self._pending.append(name)
+            if len(self._kept) > self._capacity:
+                self._kept.popitem(last=False)
+            self._changed.notify()
+
+    def label(self, name: str, label: int | None, right: bool | None) -> None:
+        """The truth about a result: counts if the frame is kept; goes first if it has not been run yet."""
+        with self._changed:
+            kept = self._kept.get(name)
+            if kept is None or kept.label is not None or kept.right is not None:
+                return
+            kept.label, kept.right = label, right
+            if kept.ran:
+                self._settle(kept)
+            else:
+                self._urgent.append(name)
+                self._changed.notify()
+
+    def report(self) -> dict[str, Any] | None:
+        """The `shadow` of health.json."""
+        with self._changed:
+            return None if self._key is None else {"digest": self._digest, **self._counts}
+
+    def give(self, worker: Worker) -> None:
+        """Run the kept frames with this worker, in a thread of its own."""
+        self.withdraw()
+        self.worker = worker
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, args=(worker,), name="shadow", daemon=True)
+        self._thread.start()
+
+    def withdraw(self) -> None:
+        """End the worker, whatever it is doing."""
+        worker, thread = self.worker, self._thread
+        if worker is None or thread is None:
+            return
+        with self._changed:
+            self._stop = True
+            self._changed.notify_all()
+        worker.child.kill()
+        thread.join()  # at once: the worker's end wakes it out of any wait
+        worker.end()
+        self.worker = self._thread = None
+
+    def _forget(self) -> None:
+        self._generation += 1
+        self._kept.clear()
+        self._urgent.clear()
+        self._pending.clear()
+
+    def _run(self, worker: Worker) -> None:
+        while True:
+            with self._changed:
+                kept = self._next()
+                while kept is None and not self._stop:
+                    self._changed.wait()
+                    kept = self._next()
+                if kept is None or self._stop:
+                    return
+                kept.ran = True  # also if it kills: no frame is tried twice
+            try:
+                worker.binding.fill(kept.arrays)
+            except FrameError:  # the two versions take different frames: nothing to compare
+                continue
+            reply = worker.exchange.ask(worker.hang_s)
+            if reply is not Reply.ANSWERED:
+                if not self._stop:
+                    self._died(worker)
+                return
+            if worker.exchange.status != OK:
+                continue
+            decision = worker.binding.decide()
+            with self._changed:
+                kept.old = decision.prediction
+                if kept.generation == self._generation:  # the ring was not emptied meanwhile
+                    self._counts["frames"] += 1
+                    self._counts["agree"] += kept.old == kept.new
+                    self._settle(kept)
+
+    def _next(self) -> _Kept | None:
+        for queue in (self._urgent, self._pending):
+            while queue:
+                kept = self._kept.get(queue.popleft())
+                if kept is not None and not kept.ran:
+                    return kept
+        return None
+
+    def _settle(self, kept: _Kept) -> None:
+        """Count the pair once both predictions and the truth are known."""
+        if kept.old is None or (kept.label is None and kept.right is None):
+            return
+        if kept.label is not None:
+            new, old = kept.new == kept.label, kept.old == kept.label
+        elif kept.right or kept.old == kept.new:
+            new = bool(kept.right)
+            old = new if kept.old == kept.new else False
+        else:
+            return  # the running version was wrong and the shadow said something else: right or wrong, nobody knows
+        self._counts[_PAIRS[(0 if old else 1) if new else (2 if old else 3)]] += 1

@@ -1,0 +1,284 @@
+"""Worker children: started, loaded, warmed, and one at a time.
+
+This file knows how a worker is started and spoken to until it is ready, and that a device loads one model at a time.
+It does not know which slot should run or what becomes of a worker that is ready.
+
+    loader = Loader()
+    load = loader.request(slot, options, purpose=SERVE, done=callback)     # callback(load), load.worker or load.code
+    poll.register(...) for fd in loader.fds; loader.step(now)              # from the one long-lived main thread
+    loader.cancel(load)
+
+A worker loads at the lowest priority where it can be raised again afterwards (root, or RLIMIT_NICE as the unit sets
+it): a load at normal priority doubles the latency of the model that is serving on a single CPU.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from modelagent.children import Child, describe_exit, spawn
+from modelagent.errors import DeviceError, ModelError
+from modelagent.inference.decisions import Decider
+from modelagent.inference.exchange import ParentSide
+from modelagent.inference.links import Slot
+from modelagent.inference.options import ModelOptions
+from modelagent.inference.starts import Ticket
+
+_log = logging.getLogger(__name__)
+
+LOWEST: Final = 19
+SERVE: Final = 0  # nothing serves: goes before everything
+SWAP: Final = 1  # the present worker goes on meanwhile
+SHADOW: Final = 2
+_TRIES: Final = 2  # a load that died, hung or lacked memory is tried once more: the cause may have been outside
+_AGAIN: Final = ("crash", "hang", "memory")
+_PACKET: Final = 64 * 1024
+
+
+def may_raise_priority() -> bool:
+    """Whether a child of this process can come back from the lowest priority to the normal one (setpriority(2))."""
+    return os.geteuid() == 0 or resource.getrlimit(resource.RLIMIT_NICE)[0] in {resource.RLIM_INFINITY, *range(20, 41)}
+
+
+class Worker:
+    """One worker child with the slot it is for. Made in the main thread; `ask` belongs to whoever serves with it.
+
+    `healthy` and `fed` count answers and frames, `since` is when it began to serve (seconds since boot).
+
+    Raises:
+        DeviceError: the child or its memory could not be had.
+        ModelError: `contract`, the manifest asks for unknown processing.
+    """
+
+    def __init__(self, slot: Slot, options: ModelOptions, *, nice: int) -> None:
+        self.slot = slot
+        self.decider = Decider(slot.manifest)
+        self.hang_s = max(slot.manifest.limits.latency_ms * 20 / 1000.0, options.hang_s)
+        self.exchange = ParentSide(slot.layout)
+        self.healthy = 0
+        self.fed = 0
+        self.since = 0.0
+        self.ticket: Ticket | None = None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self.control = ours
+        memory, request, reply = self.exchange.fds
+        argument = {
+            "ctl": theirs.fileno(),
+            "memory": memory,
+            "request": request,
+            "reply": reply,
+            "parent": os.getpid(),
+            "nice": nice,
+            "sandbox": False,
+            "limits": None,
+        }
+        try:
+            self.child: Child = spawn(
+                [*options.worker_argv, json.dumps(argument)],
+                pass_fds=(theirs.fileno(), memory, request, reply),
+                capture=16 * 1024,
+            )
+        except OSError as error:
+            ours.close()
+            self.exchange.close()
+            raise DeviceError(f"no worker process: {error}; free processes or memory", code="process") from error
+        finally:
+            theirs.close()
+        self.exchange.watch(self.child.pidfd)
+        self.binding = self.decider.bind(self.exchange.inputs, self.exchange.outputs)
+
+    @property
+    def digest(self) -> str:
+        """Of its slot."""
+        return self.slot.digest
+
+    def say(self, command: dict[str, Any]) -> None:
+        """Send a command; a worker that is gone is noticed by its end, not here."""
+        with contextlib.suppress(OSError):
+            self.control.send(json.dumps(command).encode())
+
+    def hear(self) -> dict[str, Any] | None:
+        """An answer, or None when there is none (yet, or any more)."""
+        try:
+            packet = self.control.recv(_PACKET)
+            answer = json.loads(packet) if packet else None
+        except (OSError, ValueError):
+            return None
+        return answer if isinstance(answer, dict) else None
+
+    def sink(self, nice: int) -> None:
+        """Lower all its threads, which needs no right: a shadow must never cost the serving worker a turn."""
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{self.child.pid}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    os.setpriority(os.PRIO_PROCESS, int(task.name), nice)
+
+    def end(self) -> str:
+        """Kill it, free everything, and say how it ended. Harmless twice."""
+        self.child.kill()
+        status = self.child.wait(5.0)
+        text = "still running" if status is None else describe_exit(status)
+        printed = self.child.said(200) if self.child.pidfd >= 0 else ""
+        self.child.close()
+        self.control.close()
+        self.binding.release()
+        self.exchange.close()
+        return f"{text}: {printed.splitlines()[-1]}" if printed else text
+
+
+class Load:
+    """One wish for a ready worker. When `done` is called, either `worker` is set or `code` and `reason` are."""
+
+    def __init__(
+        self, slot: Slot, options: ModelOptions, purpose: int, not_before: float, done: Callable[["Load"], None]
+    ) -> None:
+        self.slot = slot
+        self.options = options
+        self.purpose = purpose
+        self.not_before = not_before
+        self.done = done
+        self.worker: Worker | None = None
+        self.code = ""
+        self.reason = ""
+        self.tries = 0
+        self.ended = 0.0  # seconds since boot when `done` was called
+        self.ticket: Ticket | None = None
+        self.facts: dict[str, Any] = {}
+
+
+class Loader:
+    """All loads of the device, one in flight. Everything is called from the main thread."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Load] = []
+        self._load: Load | None = None
+        self._worker: Worker | None = None
+        self._deadline = 0.0
+        self._nice = LOWEST if may_raise_priority() else 0
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """Descriptors whose readability means: call `step`."""
+        return () if self._worker is None else (self._worker.control.fileno(), self._worker.child.pidfd)
+
+    @property
+    def loading(self) -> Load | None:
+        """The load in flight."""
+        return self._load
+
+    def due(self, now: float) -> float | None:
+        """Seconds until `step` must be called without any descriptor, None: no need."""
+        if self._load is None:
+            moments = [load.not_before for load in self._waiting]
+        else:
+            urgent = [load.not_before for load in self._waiting if load.purpose == SERVE]
+            moments = [self._deadline, *(moment for moment in urgent if moment > now)]
+        return max(0.0, min(moments) - now) if moments else None
+
+    def request(
+        self, slot: Slot, options: ModelOptions, *, purpose: int, done: Callable[[Load], None], not_before: float = 0.0
+    ) -> Load:
+        """Ask for a worker; `done` is called from a later `step`, unless cancelled."""
+        load = Load(slot, options, purpose, not_before, done)
+        self._waiting.append(load)
+        return load
+
+    def cancel(self, load: Load) -> None:
+        """Forget a wish; a load in flight is killed."""
+        if load in self._waiting:
+            self._waiting.remove(load)
+        elif load is self._load:
+            self._stop()
+
+    def step(self, now: float) -> None:
+        """Take up answers, ends and time-outs, and start what is due."""
+        if self._load is not None:
+            self._advance(now)
+        self._preempt(now)
+        while self._load is None:
+            ready = [load for load in self._waiting if load.not_before <= now]
+            if not ready:
+                return
+            load = min(ready, key=lambda one: one.purpose)
+            self._waiting.remove(load)
+            self._start(load, now)
+
+    def close(self) -> None:
+        """Kill what is in flight."""
+        self._waiting.clear()
+        self._stop()
+
+    def _start(self, load: Load, now: float) -> None:
+        load.tries += 1
+        nice = LOWEST if load.purpose == SHADOW else self._nice
+        try:
+            worker = Worker(load.slot, load.options, nice=nice)
+        except DeviceError as error:
+            self._finish(load, now, code="memory", reason=error.message)
+            return
+        except ModelError as error:  # the manifest asks for processing that this version does not know
+            self._finish(load, now, code=error.code, reason=error.message)
+            return
+        self._load, self._worker = load, worker
+        self._deadline = now + max(load.options.load_timeout, load.slot.manifest.limits.load_s)
+        worker.say({"do": "load", "slot": str(load.slot.path), "threads": load.options.threads})
+
+    def _advance(self, now: float) -> None:
+        load, worker = self._load, self._worker
+        assert load is not None  # noqa: S101 - both are set together
+        assert worker is not None  # noqa: S101
+        answer = worker.hear()
+        if answer is None:
+            if not worker.child.alive():
+                self._load = self._worker = None
+                self._finish(load, now, code="crash", reason=f"the worker ended while loading ({worker.end()})")
+            elif now >= self._deadline:
+                self._stop()
+                self._finish(load, now, code="hang", reason=f"not loaded within {load.options.load_timeout:g} s")
+            return
+        if not answer.get("ok"):
+            self._stop()
+            self._finish(
+                load, now, code=str(answer.get("code") or "load"), reason=str(answer.get("reason") or "refused")[:1000]
+            )
+        elif not load.facts:
+            load.facts = answer
+            worker.say({"do": "serve"})
+        else:
+            if load.purpose == SHADOW:
+                worker.sink(LOWEST)
+            self._load = self._worker = None
+            load.worker = worker
+            load.ended = now
+            load.done(load)
+
+    def _preempt(self, now: float) -> None:
+        urgent = any(load.purpose == SERVE and load.not_before <= now for load in self._waiting)
+        if self._load is not None and self._load.purpose != SERVE and urgent:
+            load = self._load
+            self._stop()
+            load.tries -= 1
+            self._waiting.append(load)
+
+    def _finish(self, load: Load, now: float, *, code: str, reason: str) -> None:
+        if code in _AGAIN and load.tries < _TRIES:
+            _log.warning("loading %s: %s; trying once more", load.slot.digest[:12], reason)
+            self._waiting.append(load)
+            return
+        load.code, load.reason, load.ended = code, reason, now
+        load.done(load)
+
+    def _stop(self) -> None:
+        load, worker = self._load, self._worker
+        self._load = self._worker = None
+        if load is not None:
+            load.facts = {}
+        if worker is not None:
+            worker.end()
