@@ -1,0 +1,260 @@
+"""A web server as a source: requests, one session, every wait bounded.
+
+This file knows HTTP. It does not know what the bytes mean. The server is trusted with nothing: lengths, ranges,
+redirects and encodings are checked, and a server that trickles is given up.
+
+    source = HttpSource("https://models.example.org/plant/", min_rate=500, window=60)
+
+A range request carries If-Range where the validator is known (a changed file then restarts by itself); a 200 in
+answer to a range means the server starts again from 0, which `Body.offset` tells. (RFC 9110, sections 13.1.5, 14.)
+"""
+
+import email.utils
+import http.client
+import re
+import time
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+
+from modelagent.errors import SourceError, UsageError
+from modelagent.sources import CHUNK, Body, BusyError, bounded, endless, not_found, parts_of
+
+MAX_REDIRECTS: Final = 5
+_DRAIN: Final = 16 * 1024  # bytes of an error page read so that the connection can be kept
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_MISSING: Final = {HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
+_BUSY: Final = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
+_REMEMBERED: Final = 64  # validators
+
+
+class RateFloor:
+    """Gives up a transfer that brings fewer than `rate` bytes a second over a whole window.
+
+    Args:
+        rate: bytes a second; 0 switches the check off.
+        window: seconds.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, rate: float, window: float, clock: Callable[[], float]) -> None:
+        self._rate = rate
+        self._window = window
+        self._clock = clock
+        self._since = clock()
+        self._bytes = 0
+
+    def passed(self, count: int) -> bool:
+        """Whether the transfer may go on after `count` more bytes."""
+        self._bytes += count
+        elapsed = self._clock() - self._since
+        if elapsed < self._window:
+            return True
+        enough = self._bytes >= self._rate * elapsed
+        self._since += elapsed
+        self._bytes = 0
+        return enough
+
+
+class HttpSource:
+    """Files below one address.
+
+    Args:
+        url: http or https, with or without the trailing slash.
+        connect_timeout: seconds to connect.
+        read_timeout: seconds without a single byte.
+        min_rate: bytes a second over `window` below which a transfer is given up.
+        window: seconds.
+        ca: PEM file of the accepted authorities; None takes the system's.
+        client: (certificate, key) PEM files for mutual TLS.
+        proxy: `http://host:port`; empty takes the environment's.
+        clock: monotonic seconds.
+
+    Raises:
+        UsageError: `bad-url`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        connect_timeout: float = 10.0,
+        read_timeout: float = 30.0,
+        min_rate: float = 500.0,
+        window: float = 60.0,
+        ca: Path | None = None,
+        client: tuple[Path, Path] | None = None,
+        proxy: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise UsageError(
+                f"repository url {url!r}: allowed is http://host/path/ or https://host/path/", code="bad-url"
+            )
+        self._url = url if url.endswith("/") else f"{url}/"
+        self._timeouts = (connect_timeout, read_timeout)
+        self._floor = (min_rate, window, clock)
+        self._validators: dict[str, str] = {}
+        self._session = requests.Session()
+        self._session.headers.update({"Accept-Encoding": "identity", "User-Agent": "modelagent"})
+        if ca is not None:
+            self._session.verify = str(ca)
+        if client is not None:
+            self._session.cert = (str(client[0]), str(client[1]))
+        if proxy:
+            self._session.trust_env = False
+            self._session.proxies = {"http": proxy, "https": proxy}
+
+    @property
+    def name(self) -> str:
+        """The address, without a password that it may carry."""
+        parts = urlsplit(self._url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+    def close(self) -> None:
+        """Close kept connections."""
+        self._session.close()
+
+    def fetch(self, name: str, *, limit: int, offset: int = 0) -> Body:
+        """Request a file; see `Source.fetch`."""
+        parts_of(name)
+        headers = {}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+            if name in self._validators:
+                headers["If-Range"] = self._validators[name]
+        response = self._get(name, headers)
+        try:
+            start, total = self._check(response, name, offset)
+            if total is not None and total > limit:
+                raise endless(self.name, name, limit)
+        except BaseException:
+            self._dismiss(response)
+            raise
+        tag = response.headers.get("ETag", "")
+        self._validators.pop(name, None)
+        if tag and not tag.startswith("W/"):
+            self._validators[name] = tag
+            while len(self._validators) > _REMEMBERED:
+                del self._validators[next(iter(self._validators))]
+        chunks = bounded(self._chunks(response, name), source=self.name, name=name, room=limit - start, limit=limit)
+        return Body(chunks, offset=start, total=total, close=response.close)
+
+    def _get(self, name: str, headers: dict[str, str]) -> requests.Response:
+        url = urljoin(self._url, name)
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                response = self._session.get(
+                    url, headers=headers, timeout=self._timeouts, stream=True, allow_redirects=False
+                )
+            except requests.exceptions.Timeout as error:
+                raise self._fault(name, "timeout", f"no answer within {self._timeouts[1]:g} s") from error
+            except requests.exceptions.SSLError as error:
+                raise self._fault(
+                    name, "tls", f"{error}; check the certificate, `ca` and this device's clock"
+                ) from error
+            except requests.exceptions.ProxyError as error:
+                raise self._fault(name, "proxy", f"{error}; check `proxy`") from error
+            except (requests.exceptions.RequestException, OSError) as error:
+                raise self._fault(name, "unreachable", f"{error}; check network and url") from error
+            if not response.is_redirect:
+                return response
+            target = urljoin(url, response.headers["Location"])
+            self._dismiss(response)
+            if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
+                raise self._fault(
+                    name, "redirect", f"redirected from https to {urlsplit(target).scheme}, never followed"
+                )
+            url = target
+        raise self._fault(name, "redirect", f"redirected more than {MAX_REDIRECTS} times; check the server")
+
+    def _check(self, response: requests.Response, name: str, offset: int) -> tuple[int, int | None]:
+        """Where the body begins and how long the whole is; raises on anything but a usable answer."""
+        status = response.status_code
+        if status in _MISSING:
+            raise not_found(self.name, name)
+        if status in _BUSY or status >= 500:
+            raise BusyError(
+                f"{self.name}: {name}: the server answered {status}; it is tried again later",
+                code="server-error",
+                retry_after=_retry_after(response),
+            )
+        if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise self._fault(name, "wrong-range", f"the server has no byte {offset}")
+        if status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
+            raise self._fault(name, "refused", f"the server answered {status}; check url and rights")
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding.lower() != "identity":
+            raise self._fault(
+                name, "content-encoding", f"found {encoding!r} though none was asked for; switch it off there"
+            )
+        if response.headers.get("Content-Type", "").lower().startswith("text/html"):
+            raise self._fault(name, "captive-portal", "a web page came instead of the file; log in to the network")
+        length = _whole_number(response.headers.get("Content-Length"))
+        if status == HTTPStatus.OK:
+            return 0, length
+        span = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if span is None or not offset or int(span[1]) != offset:
+            found = response.headers.get("Content-Range", "no range")
+            raise self._fault(name, "wrong-range", f"asked from byte {offset} on, found {found[:80]!r}")
+        total = None if span[3] == "*" else int(span[3])
+        if (total is not None and int(span[2]) != total - 1) or (
+            length is not None and length != int(span[2]) - offset + 1
+        ):
+            raise self._fault(name, "wrong-range", f"found {span[0]!r} with {length} bytes")
+        return offset, total
+
+    def _chunks(self, response: requests.Response, name: str) -> Iterator[bytes]:
+        floor = RateFloor(*self._floor)
+        while True:
+            try:
+                # read1: whatever has come, at once. A read that waits for a whole chunk would let a server that
+                # sends one byte now and then hold us for ever, each byte resetting the time-out.
+                chunk = response.raw.read1(CHUNK, decode_content=False)
+            except urllib3.exceptions.ReadTimeoutError as error:
+                raise self._fault(name, "timeout", f"nothing for {self._timeouts[1]:g} s") from error
+            except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+                raise self._fault(name, "cut", f"the connection broke ({error})") from error
+            if not chunk:
+                return
+            yield chunk
+            if not floor.passed(len(chunk)):
+                raise self._fault(name, "too-slow", f"fewer than {self._floor[0]:g} bytes/s over {self._floor[1]:g} s")
+
+    def _dismiss(self, response: requests.Response) -> None:
+        """Read a short error page so that the connection can be kept; drop the connection of a long one."""
+        length = _whole_number(response.headers.get("Content-Length"))
+        try:
+            if length is not None and length <= _DRAIN:
+                response.raw.read(length, decode_content=False)
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
+            pass  # the page does not matter, and a broken connection is not kept
+        finally:
+            response.close()
+
+    def _fault(self, name: str, code: str, what: str) -> SourceError:
+        return SourceError(f"{self.name}: {name}: {what}", code=code)
+
+
+def _whole_number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+
+
+def _retry_after(response: requests.Response) -> float:
+    """Seconds; a date counts from the server's own Date, because this device's clock may be wrong."""
+    text = response.headers.get("Retry-After", "")
+    seconds = _whole_number(text)
+    if seconds is not None:
+        return float(seconds)
+    try:
+        until = email.utils.parsedate_to_datetime(text)
+        since = email.utils.parsedate_to_datetime(response.headers.get("Date", ""))
+        return max(0.0, (until - since).total_seconds())
+    except (TypeError, ValueError):
+        return 0.0
