@@ -45,6 +45,7 @@ class Entry(NamedTuple):
 COMMANDS: Final[dict[str, Entry]] = {
     "status": Entry("status", "status", "What runs, and why nothing else does."),
     "history": Entry("history", "history", "What happened to which version, and why."),
+    "explain": Entry("explain", "explain", "Why is something happening, or not: each gate's present answer."),
     "check": Entry("check", "check", "Ask the repository now."),
     "update": Entry("check", "update", "Check, and take the offered release without waiting for its window or wave."),
     "rollback": Entry("rollback", "rollback", "Leave the running version for the newest confirmed one."),
