@@ -29,7 +29,7 @@ PARENT: Final = "MODELAGENT_PARENT"  # environment variable with the pid that a 
 FIRST_DELAY: Final = 0.5  # seconds before the first new start, doubling
 LAST_DELAY: Final = 30.0
 HEALTHY_AFTER: Final = 60.0  # a child that ran this long has its earlier crashes forgotten
-GRACE: Final = 4.0  # seconds between SIGTERM and SIGKILL; with the reaping this stays below five
+GRACE: Final = 4.5  # seconds between SIGTERM and SIGKILL; with the reaping this stays below five
 _STOPPING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 
 

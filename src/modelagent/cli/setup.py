@@ -13,6 +13,7 @@ tests). A second run with the same answers changes nothing; a different file is 
 import json
 import os
 import pwd
+import re
 import shutil
 import tomllib
 from collections.abc import Mapping
@@ -128,12 +129,12 @@ def compose(
         names = {key: key.removesuffix("_dir").replace("_", "-") for key in _DIRECTORIES}
         lines += ["[paths]", *(f"{key} = {_text(str(prefix / name))}" for key, name in names.items()), ""]
     lines += ["[repository]", f"url = {_text(repo)}", f"root = {_text(str(root))}", ""]
-    lines += [f"[models.{_text(model)}]", f"channel = {_text(channel)}"]
+    lines += [f"[models.{_key(model)}]", f"channel = {_text(channel)}"]
     if frames is not None:
         path, fps = frames
         lines += [
             "",
-            f"[models.{_text(model)}.source]",
+            f"[models.{_key(model)}.source]",
             'kind = "replay"',
             f"path = {_text(str(path))}",
             f"fps = {fps}",
@@ -144,6 +145,10 @@ def compose(
 def _text(value: str) -> str:
     # A JSON text is a TOML basic string, but for DEL, which TOML wants escaped too.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _key(value: str) -> str:
+    return value if re.fullmatch("[A-Za-z0-9_-]+", value) else _text(value)
 
 
 def _differs(path: Path, data: bytes) -> bool:
