@@ -46,14 +46,15 @@ def run_python(program: str) -> str:
 
 
 def imported_after(statement: str) -> set[str]:
-    return set(json.loads(run_python(f"import json, sys; {statement}; print(json.dumps(list(sys.modules)))")))
+    return set(json.loads(run_python(f"import json, sys\n{statement}\nprint(json.dumps(list(sys.modules)))")))
 
 
 @pytest.mark.process
 def test_the_frame_imports_no_command_and_nothing_heavy() -> None:
     modules = imported_after(
-        "import contextlib, io, modelagent.cli; "
-        "contextlib.redirect_stdout(io.StringIO())(modelagent.cli.main)(['--help'], standalone_mode=False)"
+        "import contextlib, io, modelagent.cli\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n"
+        "    modelagent.cli.main(['--help'], standalone_mode=False)"
     )
     assert not modules & {*HEAVY, "pydantic", "requests", "tuf", "paho"}
     assert not {m for m in modules if m.startswith("modelagent.cli.")}
