@@ -68,6 +68,7 @@ class Starts:
         """Remember, durably, that a slot was left."""
         with self._lock:
             self.left = left
+            self._count = 0  # whoever activates it anew gives it its chances again
             self._write()
 
     def has_left(self, target: Target) -> Left | None:
