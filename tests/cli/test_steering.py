@@ -100,21 +100,6 @@ def test_the_answer_decides_the_exit_code(config: Path, updater: Updater, status
     assert (document["status"], document["reason"]) == (status, "because")
 
 
-def test_without_wait_acceptance_is_enough_with_wait_the_end_counts(config: Path, updater: Updater) -> None:
-    updater.answers = [("accepted", ""), ("failed", "no target")]
-    assert call(config, "rollback", "-m", "digits").exit_code == cli.OK
-    result = call(config, "rollback", "-m", "digits", "--wait", "5")
-    assert result.exit_code == cli.FAILED
-    assert "no target" in result.stderr
-
-
-def test_waiting_too_long_says_that_it_was_accepted(config: Path, updater: Updater) -> None:
-    updater.answers = [("accepted", "")]
-    result = call(config, "check", "-m", "digits", "--wait", "0.2", "--json")
-    assert result.exit_code == cli.FAILED
-    assert "not finished within 0.2 s" in json.loads(result.stdout)["reason"]
-
-
 def test_ids_differ_unless_given(config: Path, updater: Updater) -> None:
     for _ in range(2):
         call(config, "check", "-m", "digits")

@@ -29,8 +29,8 @@ def rollback(frame: Frame, command: Command, *, reason: str, offline: bool) -> N
     """
     if not offline:
         steer(frame, command, "rollback", argument=reason)
-    if reason or command.id or command.wait:
-        raise UsageError("--offline takes neither --reason, --id nor --wait", code="bad-option")
+    if reason or command.id:
+        raise UsageError("--offline takes neither --reason nor --id", code="bad-option")
     settings = settings_of(frame)
     model = model_of(settings, command.model)
     from modelagent.updater import rollback_offline  # noqa: PLC0415 - heavy, and needed by this way alone

@@ -16,7 +16,7 @@ import click
 from modelagent.cli import EXIT_CODES, FAILED, OK, REFUSED, UNREACHABLE, Frame, json_option, model_option, say_error
 from modelagent.errors import AgentError, UsageError
 from modelagent.inputs.config import Settings, load
-from modelagent.inputs.control import ask, converse
+from modelagent.inputs.control import ask
 
 PATIENCE: Final = 10.0  # seconds for the first answer; the updater answers at once and works afterwards
 _CODES: Final = {"done": OK, "accepted": OK, "failed": FAILED, "refused": REFUSED}
@@ -24,11 +24,10 @@ _CODES: Final = {"done": OK, "accepted": OK, "failed": FAILED, "refused": REFUSE
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What every steering command is given: `wait` in seconds, 0 for not at all."""
+    """What every steering command is given; both may be empty."""
 
     model: str = ""
     id: str = ""
-    wait: float = 0.0
 
 
 def settings_of(frame: Frame) -> Settings:
@@ -64,20 +63,11 @@ def steer(frame: Frame, command: Command, verb: str, *, argument: str = "", **mo
     settings = settings_of(frame)
     model = model_of(settings, command.model)
     question = _request(verb, model, argument, command.id) | more
-    answer: Mapping[str, Any] = {}
     try:
-        if command.wait:
-            for answer in converse(settings.paths.control_socket, question, command.wait):  # noqa: B007 - the last
-                pass
-        else:
-            answer = ask(settings.paths.control_socket, question, PATIENCE)
+        answer = ask(settings.paths.control_socket, question, PATIENCE)
     except AgentError as error:
-        if not answer:
-            say_error(frame, error.message, error.code)
-            raise SystemExit(UNREACHABLE) from error
-        answer = {**answer, "reason": f"accepted, but not finished within {command.wait:g} s"}
-        _print(frame, answer, f"{model}: {verb}")
-        raise SystemExit(FAILED) from error
+        say_error(frame, error.message, error.code)
+        raise SystemExit(UNREACHABLE) from error
     _print(frame, answer, f"{model}: {verb}")
     raise SystemExit(_CODES.get(str(answer.get("status")), FAILED))
 
@@ -85,8 +75,8 @@ def steer(frame: Frame, command: Command, verb: str, *, argument: str = "", **mo
 def steering(function: Callable[..., Any]) -> click.Command:
     """The options of every steering command, gathered in one `command` argument."""
 
-    def wrapped(frame: Frame, /, model: str, id_: str, wait: float, **rest: Any) -> Any:
-        return function(frame, Command(model, id_, wait), **rest)
+    def wrapped(frame: Frame, /, model: str, id_: str, **rest: Any) -> Any:
+        return function(frame, Command(model, id_), **rest)
 
     wrapped.__doc__, wrapped.__name__ = function.__doc__, function.__name__
     decorated = click.pass_obj(wrapped)
@@ -94,9 +84,6 @@ def steering(function: Callable[..., Any]) -> click.Command:
     decorated.__click_params__ = list(getattr(function, "__click_params__", []))  # type: ignore[attr-defined]
     for option in (
         json_option,
-        click.option(
-            "--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Wait for the end of it, too."
-        ),
         click.option(
             "--id", "id_", default="", metavar="ID", help="The command's own id: sent again, it is not done again."
         ),
