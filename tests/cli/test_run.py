@@ -1,0 +1,157 @@
+"""`modelagent run` with the real processes, on a device without a release: up, answering, and gone without a trace."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from modelagent import cli
+from modelagent.publish.repository import Repository
+
+SOURCE = str(Path(__file__).parents[2] / "src")
+ENVIRONMENT = {"PYTHONPATH": SOURCE, "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Path:
+    Repository.init(tmp_path / "repo", tmp_path / "keys", ["digits"])
+    root = str(tmp_path / "keys" / "root.json")
+    done = call("setup", "--prefix", str(tmp_path), "--repo", str(tmp_path / "repo"), "--root", root, "-m", "digits")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return tmp_path
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "modelagent", *arguments],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def ask(box: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return call("--config", str(box / "etc" / "modelagent.toml"), *arguments)
+
+
+@pytest.fixture
+def agent(box: Path) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "modelagent", "--config", str(box / "etc" / "modelagent.toml"), "run"],
+        env=ENVIRONMENT,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for((box / "run" / "control.sock").exists)
+        wait_for((box / "inference-run" / "digits" / "health.json").exists)
+        yield process
+    finally:
+        process.kill()  # what it started dies with it, which is tested below
+        process.wait()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.05)
+
+
+def descendants(pid: int) -> set[int]:
+    found: set[int] = set()
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found |= {int(child)} | descendants(int(child))
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return found
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_both_processes_answer_and_end_in_order(box: Path, agent: subprocess.Popen[bytes]) -> None:
+    status = ask(box, "status", "--json")
+    assert status.returncode == cli.FAILED, status.stderr  # healthy updater, but nothing runs yet
+    document = json.loads(status.stdout)
+    assert document["updater"]["answers"]
+    assert document["models"]["digits"]["inference"]["alive"]
+    assert "no model yet" in document["models"]["digits"]["inference"]["idle"]
+    assert document["models"]["digits"]["phase"] == "Idle"
+    assert json.loads(ask(box, "explain", "--json").stdout)["models"]["digits"]["phase"] == "Idle"
+    assert ask(box, "hold", "--reason", "audit").returncode == cli.OK
+    assert "held" in ask(box, "status").stdout
+    refused = ask(box, "rollback")
+    assert refused.returncode == cli.REFUSED, refused.stdout + refused.stderr
+    children = descendants(agent.pid)
+    assert len(children) >= 2
+    begun = time.monotonic()
+    agent.terminate()
+    assert agent.wait(10) == 0
+    assert time.monotonic() - begun < 5.0
+    assert all(gone(pid) for pid in children)
+    held = json.loads(ask(box, "status", "--json").stdout)
+    assert not held["updater"]["answers"]
+    assert held["models"]["digits"]["hold"] == {"by": "cli", "reason": "audit"}
+    assert "held" in ask(box, "history", "--json").stdout
+    offline = ask(box, "rollback", "--offline", "--json")
+    assert offline.returncode == cli.REFUSED
+    assert json.loads(offline.stdout)["status"] == "refused"
+
+
+def test_sigkill_leaves_no_orphan(agent: subprocess.Popen[bytes]) -> None:
+    children = descendants(agent.pid)
+    assert len(children) >= 2
+    agent.kill()
+    agent.wait()
+    wait_for(lambda: all(gone(pid) for pid in children), 5.0)
+
+
+def test_offline_rollback_is_refused_while_the_updater_runs(box: Path, agent: subprocess.Popen[bytes]) -> None:
+    done = ask(box, "rollback", "--offline")
+    assert done.returncode == cli.FAILED
+    assert "another updater is running" in done.stderr
+    assert agent.poll() is None
+
+
+def test_the_updater_has_nothing_heavy_in_it(box: Path, agent: subprocess.Popen[bytes]) -> None:
+    (updater,) = [
+        pid for pid in descendants(agent.pid) if b"updater" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    ]
+    mapped = Path(f"/proc/{updater}/maps").read_text()
+    assert not [name for name in ("numpy", "litert", "tensorflow") if f"/{name}" in mapped]
+
+
+def test_a_bad_edit_after_a_good_start_keeps_the_last_good_settings(box: Path) -> None:
+    config = box / "etc" / "modelagent.toml"
+    for role, directory in (("inference", "inference"), ("updater", "state")):
+        good = config.read_text()
+        arguments = [sys.executable, "-m", "modelagent", "--config", str(config), "run", role]
+        for text in (good, good + "\nnonsense = 1\n"):
+            config.write_text(text)
+            process = subprocess.Popen(arguments, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+            try:
+                marker = box / directory / "settings.json"
+                wait_for(marker.exists)
+                time.sleep(1.0 if text != good else 0.2)  # a refusal would have ended it by now
+                assert process.poll() is None
+            finally:
+                os.kill(process.pid, signal.SIGTERM)
+                _, said = process.communicate(timeout=20)
+        assert "going on with the last good ones" in said
+        assert "nonsense" in said
+        config.write_text(good)
