@@ -128,6 +128,7 @@ class RepositorySimulator:
         self._failures: list[SourceError] = []
         self._ranges = True
         self._snapshot: dict[str, bytes] = {}
+        self._before_theft: dict[str, Metadata[Targets]] = {}
 
     # --- the source --------------------------------------------------------------------------------------------
 
@@ -305,9 +306,14 @@ class RepositorySimulator:
     def sign_with(self, role: str, key: str, edit: Callable[[Targets], None]) -> None:
         """Publish a change to `role` signed by another role's key; the online key plays along."""
         ledger = self.repository.ledger
-        metadata: Metadata[Targets] = copy.deepcopy(ledger.load_targets(role))
+        metadata = ledger.load_targets(role)
+        self._before_theft[role] = copy.deepcopy(metadata)
         edit(metadata.signed)
         ledger.publish({role: metadata}, signers={role: ledger.keys.signer(key)})
+
+    def restore(self, role: str) -> None:
+        """The owner publishes again what was there before `sign_with`, signed by the right key."""
+        self.repository.ledger.publish({role: self._before_theft.pop(role)})
 
     def publish_document(self, path: str, data: bytes, *, role: str, key: str | None = None) -> None:
         """Publish any bytes as a target of `role`, signed by its own key or by `key`."""
