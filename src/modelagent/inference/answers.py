@@ -181,9 +181,9 @@ class Worker:
         model, manifest, decider = self._loaded()
         if self._samples is None:
             raise ModelError("no samples are open; say `samples` first", code="command")
-        label = self._samples.label(index)
         try:
             arrays = [decider.prepare(i, array) for i, array in enumerate(self._samples.read(index))]
+            label = self._samples.label(index)
         except AgentError as error:
             raise ModelError(f"sample {index}: {error.message}", code="canary") from error
         begun = time.perf_counter_ns()
