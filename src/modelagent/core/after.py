@@ -7,12 +7,14 @@ back is never stopped by anything but the lack of a target. Health counts only f
 from dataclasses import replace
 
 from modelagent.core import effects
-from modelagent.core.before import RANK, left_itself, operator_rollback
+from modelagent.core.before import RANK, left_itself, operator_rollback, rolled_back
 from modelagent.core.events import Failed, FellBack, Finished, Learned, Refused, RevertWanted, Runs, Started
 from modelagent.core.scene import Scene
 from modelagent.core.state import (
     Attempts,
+    Candidate,
     Cause,
+    Evidence,
     Phase,
     Reached,
     Way,
@@ -42,6 +44,9 @@ def activating_started(x: Scene) -> Phase:
         x.repair()
         x.wait("waiting for inference to come up with it")
         return Phase.ACTIVATING
+    if why := x.must_leave():
+        return x.leave(why, unconfirm=False)
+    x.repair()
     x.set(candidate=replace(x.candidate, reached=Reached.PASSED))
     x.look_again()
     if slot(x.state, x.candidate.release.digest) is None:
@@ -54,8 +59,13 @@ def activating_finished(x: Scene) -> Phase:
     """The link has moved; inference will follow it."""
     event = x.event
     assert isinstance(event, Finished)  # noqa: S101
+    x.set(doing=None, current=x.candidate.release.digest, link=event.link)
+    return _switched(x)
+
+
+def _switched(x: Scene) -> Phase:
     release = x.candidate.release
-    x.set(doing=None, current=release.digest, link=event.link, heard=None, live_s=0.0)
+    x.set(doing=None, heard=None, live_s=0.0)
     x.note("activated", f"{release.version}: `current` names it", release=release)
     if why := x.must_leave():
         return x.leave(why, unconfirm=False)
@@ -65,10 +75,15 @@ def activating_finished(x: Scene) -> Phase:
 
 
 def activating_failed(x: Scene) -> Phase:
-    """The switch could not be made: what ran goes on running."""
+    """The switch could not be made: what ran goes on running, unless the disk says that it was made after all."""
     event = x.event
     assert isinstance(event, Failed)  # noqa: S101
+    if event.disk is not None:
+        x.adopt(event.disk)
+        if x.state.current == x.candidate.release.digest:
+            return _switched(x)
     phase = x.failed(RANK[Phase.ACTIVATING])
+    x.repair()
     again = phase is Phase.DEFERRED and x.candidate.reached is Reached.PASSED
     return Phase.STAGED if again else phase
 
@@ -96,8 +111,6 @@ def activating_runs(x: Scene) -> Phase:
     reason = f"{release.version} did not come up within {x.answers.rules.activation_s:.0f} s of inference being alive"
     if revert_target(x.state, release.digest) is None:
         x.alarm(f"{reason}; there is no version to go back to")
-        x.set(live_s=0.0)
-        return Phase.ACTIVATING
     x.postpone(release, reason)
     return x.leave(reason, unconfirm=False)
 
@@ -106,7 +119,11 @@ def switched_left_itself(x: Scene) -> Phase:
     """Inference refused or left the candidate of this link."""
     if x.state.doing is not None and x.state.doing.kind == "activate":
         return x.state.phase  # it speaks of the link before; the answer to the switch comes first
-    return left_itself(x)
+    event, phase = x.event, left_itself(x)
+    assert isinstance(event, FellBack | Refused)  # noqa: S101
+    if phase is x.state.phase and event.link == x.state.link and event.digest == x.state.current:
+        return x.leave(event.reason, unconfirm=False)  # confirmed, and nowhere to go: not to be waited for here
+    return phase
 
 
 def switched_learned(x: Scene) -> Phase:
@@ -114,11 +131,10 @@ def switched_learned(x: Scene) -> Phase:
     event = x.event
     assert isinstance(event, Learned)  # noqa: S101
     x.learn(event)
-    if x.state.doing is None or x.state.doing.kind != "activate":
-        if why := x.must_leave():
-            return x.leave(why, unconfirm=False)
-    elif x.candidate.release.digest in x.state.withdrawn:
+    if x.state.doing is not None and x.state.doing.kind == "activate":
         return x.state.phase  # the switch is under way: its answer leads to the same question
+    if why := x.must_leave():
+        return x.leave(why, unconfirm=False)
     x.repair()
     return x.state.phase
 
@@ -134,9 +150,32 @@ def switched_revert_wanted(x: Scene) -> Phase:
     event = x.event
     assert isinstance(event, RevertWanted)  # noqa: S101
     if x.state.doing is not None and x.state.doing.kind == "activate":
-        x.reply(event.id, "refused", "the switch is being made at this moment; ask again in a second")
+        # The switch cannot be broken off. Blocked now, the candidate is left as soon as the answer to it comes.
+        candidate = x.candidate.release
+        target = revert_target(x.state, candidate.digest)
+        if target is None:
+            x.reply(event.id, "refused", f"no other confirmed, unblocked version than {candidate.version} is on disk")
+            return x.state.phase
+        x.reply(event.id, "accepted", f"going back to {version(x.state, target)} once the switch is made")
+        x.block(candidate.digest, Cause.OPERATOR, rolled_back(event))
         return x.state.phase
     return operator_rollback(x, event)
+
+
+def idle_runs(x: Scene) -> Phase:
+    """What runs was never confirmed (a lost state file, a start that took too long): it has to prove itself too."""
+    event = x.event
+    assert isinstance(event, Runs)  # noqa: S101
+    here = slot(x.state, x.state.current)
+    if event.link is None or event.link != x.state.link or here is None or event.digest != here.release.digest:
+        return Phase.IDLE
+    if here.confirmed or block_reason(x.state, here.release):
+        return Phase.IDLE
+    way = Way.FIRST if revert_target(x.state, here.release.digest) is None else Way.FORWARD
+    x.set(candidate=Candidate(here.release, way, Reached.PASSED, event.link), timer=None, evidence=Evidence())
+    x.set(heard=event.at, evidence=gather(x.state, event))
+    x.note("probation", f"{here.release.version} runs, was never confirmed, and is on probation", release=here.release)
+    return Phase.PROBATION
 
 
 # -- Probation -------------------------------------------------------------------------------------------------
@@ -157,7 +196,7 @@ def probation_started(x: Scene) -> Phase:
         if here is not None and here.confirmed:  # killed between the mark and the record
             return _confirmed(x)
         if not same:
-            x.set(evidence=replace(x.state.evidence, epoch=""))
+            x.set(evidence=Evidence())
         x.repair()
         return Phase.PROBATION
     reason = f"`current` named {version(x.state, x.state.current)} after a restart, not {release.version}"
@@ -168,6 +207,9 @@ def _settle_on_current(x: Scene, reason: str) -> Phase:
     here = slot(x.state, x.state.current)
     if here is None or not here.confirmed or block_reason(x.state, here.release):
         return x.leave(reason, unconfirm=False)
+    # Only a revert of our own leads here, one that could not be recorded (a full disk): the reason is lost, so the
+    # candidate is not blocked, but it must not come back at once either.
+    x.postpone(x.candidate.release, reason)
     x.note("reverted", reason, digest=x.state.current or "", level="warning")
     return arrived(x)
 
@@ -265,7 +307,6 @@ def _aim(x: Scene) -> Phase:
         and not block_reason(x.state, found.release)
         and (going.target not in going.refused)
     ):
-        x.set(going=replace(going, link=None))
         x.order_revert()
         return Phase.REVERTING
     return x.leave(going.reason, unconfirm=False, refused=going.refused)
@@ -277,8 +318,9 @@ def reverting_finished(x: Scene) -> Phase:
     assert isinstance(event, Finished)  # noqa: S101
     going = x.state.going
     assert going is not None  # noqa: S101
-    after = revert_target(x.state, going.target, (going.leaving or "", *going.refused))
-    x.set(doing=None, current=going.target, link=event.link, fallback=after, going=replace(going, link=event.link))
+    going = replace(going, link=event.link)
+    x.set(doing=None, current=going.target, link=event.link, fallback=going.fallback, going=going)
+    x.repair()
     x.wait(f"waiting for inference to come back to {version(x.state, going.target)}")
     return Phase.REVERTING
 
@@ -288,6 +330,10 @@ def reverting_failed(x: Scene) -> Phase:
     event = x.event
     assert isinstance(event, Failed)  # noqa: S101
     failures = x.state.attempts.failures + 1
+    if event.disk is not None:  # the target's slot may be gone, or the rename made after all
+        x.adopt(event.disk)
+    if x.state.going is not None and x.state.going.unconfirm:
+        x.unconfirm(x.state.going.leaving)
     x.set(doing=None, timer=x.back_off(min(failures, 4)), attempts=Attempts(failures=failures))
     x.alarm(f"going back is not possible yet: {event.message}")
     return Phase.REVERTING
@@ -330,7 +376,22 @@ def reverting_learned(x: Scene) -> Phase:
     assert isinstance(event, Learned)  # noqa: S101
     assert going is not None  # noqa: S101
     x.learn(event)
-    return _aim(x) if going.target in x.state.withdrawn else Phase.REVERTING
+    return _aim_if_barred(x)
+
+
+def reverting_wanted(x: Scene) -> Phase:
+    """A target that an operator blocks meanwhile is not gone back to either."""
+    return _aim_if_barred(x)
+
+
+def _aim_if_barred(x: Scene) -> Phase:
+    going = x.state.going
+    assert going is not None  # noqa: S101
+    found = slot(x.state, going.target)
+    if found is not None and block_reason(x.state, found.release):
+        return _aim(x)
+    x.repair()
+    return Phase.REVERTING
 
 
 def reverting_revert_wanted(x: Scene) -> Phase:

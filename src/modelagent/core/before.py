@@ -23,8 +23,11 @@ from modelagent.core.state import (
     version,
 )
 from modelagent.core.verdicts import Allow, Outcome, Verdict
+from modelagent.manifest import Release
 
 RANK = {Phase.ACQUIRING: 1, Phase.STAGING: 2, Phase.CANARY: 3, Phase.STAGED: 4, Phase.ACTIVATING: 5}
+
+_CANARY_RUNS = 3
 
 
 def reason_of(verdict: Verdict, what: str) -> str:
@@ -52,7 +55,8 @@ def started_before(x: Scene) -> Phase:
     staged = slot(x.state, candidate.release.digest) is not None
     if not staged:
         x.set(candidate=replace(candidate, reached=Reached.OFFERED, link=None))
-        x.set(standby=x.state.standby if x.state.standby and _on_disk(x, x.state.standby) else None)
+    if x.state.standby is not None and not _on_disk(x, x.state.standby):
+        x.set(standby=None)
     match phase:
         case Phase.ACQUIRING:  # nothing is counted: a power cut in a long download is not the release's fault
             return _acquire(x)
@@ -106,10 +110,15 @@ def operator_rollback(x: Scene, event: RevertWanted) -> Phase:
         name = version(x.state, current)
         x.reply(event.id, "refused", f"{name} is active and no other confirmed, unblocked version is on disk")
         return x.state.phase
-    why = f"rolled back by {event.origin}" + (f": {event.reason}" if event.reason else "")
+    why = rolled_back(event)
     x.reply(event.id, "accepted", f"going back to {version(x.state, target)}")
     x.block(current, Cause.OPERATOR, why)
     return x.leave(why, unconfirm=False)
+
+
+def rolled_back(event: RevertWanted) -> str:
+    """An operator's rollback as the cause of a block."""
+    return f"rolled back by {event.origin}" + (f": {event.reason}" if event.reason else "")
 
 
 def left_itself(x: Scene) -> Phase:
@@ -163,18 +172,14 @@ def deferred_elapsed(x: Scene) -> Phase:
     """Go on with the candidate as far as the gates allow."""
     if (elsewhere := x.reconsider()) is not None:
         return elsewhere
-    standby, answers = x.state.standby, x.answers
-    if standby is not None and isinstance(answers.may_activate, Allow) and answers.load_free:
-        x.note("deferred", "what is staged goes first: its window is open", release=x.candidate.release)
-        x.set(candidate=standby, standby=None, timer=None)
-        x.look_again()
-        return Phase.STAGED
+    if (staged := _standby_first(x)) is not None:
+        return staged
     timer = x.state.timer
     if timer is not None and timer.left(x.event.at) > 0:
         return Phase.DEFERRED
     x.set(timer=None)
-    if x.candidate.way is Way.LOCAL:
-        return _stage(x)
+    if x.candidate.way is Way.LOCAL and not x.state.attempts.failures:
+        return _stage(x)  # after a failure its bytes are fetched again: they are the same signed ones
     match x.candidate.reached:
         case Reached.PASSED:
             x.look_again()
@@ -183,6 +188,18 @@ def deferred_elapsed(x: Scene) -> Phase:
             return _canary(x)
         case Reached.OFFERED:
             return _acquire(x)
+
+
+def _standby_first(x: Scene) -> Phase | None:
+    """What stands by, staged and passed, goes before a newer release that is still being prepared."""
+    standby, answers = x.state.standby, x.answers
+    if standby is None or not isinstance(answers.may_activate, Allow) or not answers.load_free:
+        return None
+    x.note("deferred", "what is staged goes first: its window is open", release=x.candidate.release)
+    x.abandon()
+    x.set(candidate=standby, standby=None, timer=None)
+    x.look_again()
+    return Phase.STAGED
 
 
 def _acquire(x: Scene) -> Phase:
@@ -224,6 +241,8 @@ def acquiring_elapsed(x: Scene) -> Phase:
     """A gate that closes in the middle sends the download back to waiting; partials are kept."""
     if (elsewhere := x.reconsider()) is not None:
         return elsewhere
+    if (staged := _standby_first(x)) is not None:
+        return staged
     verdict = x.answers.may_acquire
     if isinstance(verdict, Allow):
         return Phase.ACQUIRING
@@ -309,6 +328,9 @@ def canary_finished(x: Scene) -> Phase:
         case Outcome.INSUFFICIENT:
             x.decline(release, verdict.reason)
             return x.put_aside(verdict.reason)
+        case Outcome.AGAIN if x.candidate.canary_run >= _CANARY_RUNS:
+            x.decline(release, verdict.reason)
+            return x.put_aside(f"no verdict after {_CANARY_RUNS} canary runs: {verdict.reason}")
         case Outcome.AGAIN:
             x.set(
                 candidate=replace(x.candidate, canary_run=x.candidate.canary_run + 1),
@@ -337,12 +359,16 @@ def staged_elapsed(x: Scene) -> Phase:
         # A newer offer that cannot be taken (blocked, postponed, ...) does not condemn the one that is ready, but a
         # hold, a pin elsewhere or a channel that came back to what runs does.
         offer = x.state.desired.offer
-        newer = x.state.desired.pin is None and offer is not None and offer.number > candidate.release.number
-        if not newer or x.state.desired.hold is not None:
+        if (
+            x.state.desired.pin is not None
+            or x.state.desired.hold is not None
+            or offer is None
+            or offer.digest == x.state.current
+            or not _on_the_way(x, candidate, offer)
+        ):
             return x.put_aside(choice.reason)
     elif choice.release.digest != candidate.release.digest:
-        newer = not choice.firm and choice.release.number > candidate.release.number
-        if not newer:
+        if choice.firm or not _on_the_way(x, candidate, choice.release):
             return x.reconsider() or Phase.STAGED
         if not allowed and isinstance(answers.may_acquire, Allow):
             x.set(candidate=None)
@@ -354,7 +380,8 @@ def staged_elapsed(x: Scene) -> Phase:
     stale = (candidate.judged_against, candidate.judged_on) != (x.state.current, x.state.runtime)
     if stale and candidate.way is not Way.LOCAL:
         x.note("deferred", "what runs has changed since the canary: once more", release=candidate.release)
-        x.set(candidate=replace(candidate, reached=Reached.STAGED, way=_way_now(x, candidate), canary_run=1))
+        way = desired.way_of(x.state, candidate.release)
+        x.set(candidate=replace(candidate, reached=Reached.STAGED, way=way, canary_run=1))
         x.look_again()
         return Phase.DEFERRED
     if x.state.timer is not None and x.state.timer.left(x.event.at) > 0:
@@ -370,10 +397,12 @@ def staged_elapsed(x: Scene) -> Phase:
     return _activate(x)
 
 
-def _way_now(x: Scene, candidate: Candidate) -> Way:
-    if candidate.way is Way.FIRST and x.state.current is not None:
-        return Way.FORWARD
-    return candidate.way if x.state.current is not None else Way.FIRST
+def _on_the_way(x: Scene, candidate: Candidate, newer: Release) -> bool:
+    """Is the candidate a step from what runs towards the newer release? A step down is nobody's wish any more."""
+    running = slot(x.state, x.state.current)
+    return newer.number > candidate.release.number and (
+        running is None or candidate.release.number > running.release.number
+    )
 
 
 def _activate(x: Scene) -> Phase:

@@ -6,10 +6,11 @@ command whose id was seen before changes nothing and gets its recorded answer.
 
 from dataclasses import replace
 
+from modelagent.core import effects
 from modelagent.core.desired import forbidden
 from modelagent.core.events import RevertWanted, Verb, Wanted
 from modelagent.core.scene import Scene
-from modelagent.core.state import Cause, Hold, Pin, State, block_reason, slot, version
+from modelagent.core.state import Cause, Hold, Pin, State, Watching, block_reason, slot, version
 from modelagent.manifest import Release
 
 
@@ -38,14 +39,25 @@ def known_release(state: State, name: str) -> Release | None:
     return next((r for r in known if name in (r.version, r.digest)), None)
 
 
+def _ask(x: Scene, *, anew: bool = False) -> None:
+    """A check is wanted now; `anew`: the one in flight asks the wrong question, so its answer is not heard."""
+    watch = x.state.watch
+    if anew and watch.kind is Watching.CHECKING:
+        x.effects.append(effects.Abandon(x.state.model, 0, watch.effect))
+        watch = replace(watch, kind=Watching.RESTING, effect=0)
+    x.set(watch=replace(watch, asked=True))
+    x.look_again()
+
+
 def _check(x: Scene, event: Wanted) -> str:
-    x.set(watch=replace(x.state.watch, asked=True))
+    _ask(x)
     x.reply(event.id, "accepted", "a check is made as soon as the gates allow")
     return ""
 
 
 def _update(x: Scene, event: Wanted) -> str:
-    x.set(watch=replace(x.state.watch, asked=True), desired=replace(x.state.desired, now=True))
+    _ask(x)
+    x.set(desired=replace(x.state.desired, now=True))
     x.note(
         "command", f"update now, by {event.origin}: windows and waves are lifted, gates are not", origin=event.origin
     )
@@ -74,10 +86,8 @@ def _pin(x: Scene, event: Wanted) -> str:
         x.set(blocks=blocks)
         return f"{name} is {refusal}"
     pinned = release if release is not None else None
-    x.set(
-        desired=replace(x.state.desired, pin=Pin(name, event.origin, event.id), pinned=pinned),
-        watch=replace(x.state.watch, asked=True),
-    )
+    x.set(desired=replace(x.state.desired, pin=Pin(name, event.origin, event.id), pinned=pinned))
+    _ask(x, anew=True)
     x.note("pinned", f"to {name} by {event.origin}", origin=event.origin)
     x.reply(event.id, "accepted", f"pinned to {name}")
     return ""
@@ -119,6 +129,8 @@ def _lift(x: Scene, event: Wanted) -> str:
     if not mine and not waits:
         if digest in x.state.withdrawn:
             return f"{name} is withdrawn by the repository; only newly signed channel data lifts that"
+        if release is not None and (why := block_reason(x.state, release)):
+            return f"{name} is {why}; lift that version instead"
         return f"{name} is not blocked here"
     x.set(
         blocks={d: b for d, b in x.state.blocks.items() if d not in mine},
@@ -156,6 +168,8 @@ def _config(x: Scene, event: Wanted) -> str:
     x.set(desired=replace(desired, wish=new))
     if new.pin != old.pin:
         pin = Pin(new.pin, "config", event.id) if new.pin else None
+        kept = {d: b for d, b in x.state.blocks.items() if not (b.cause is Cause.OPERATOR and b.version == new.pin)}
+        x.set(blocks=kept)  # a pin lifts what an operator rolled back, wherever the pin is written
         pinned = known_release(x.state, new.pin) if new.pin else None
         x.set(desired=replace(x.state.desired, pin=pin, pinned=pinned))
     if new.hold != old.hold:
@@ -163,7 +177,7 @@ def _config(x: Scene, event: Wanted) -> str:
     if new.channel != old.channel:
         x.set(desired=replace(x.state.desired, offer=None))
     if new != old:
-        x.set(watch=replace(x.state.watch, asked=True))
+        _ask(x, anew=new.channel != old.channel or new.pin != old.pin)
         x.note("settings", "a changed settings file is in force", origin="config")
     x.reply(event.id, "done", "settings in force")
     return ""

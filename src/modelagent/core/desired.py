@@ -47,7 +47,7 @@ def choose(state: State, at: Instant) -> Want | Keep:
         return Keep(f"{release.version} is {refusal}")
     if desired.pin is None and desired.hold is not None:
         return Keep(f"on hold by {desired.hold.origin}" + (f": {desired.hold.reason}" if desired.hold.reason else ""))
-    if release.digest == state.current:
+    if release.digest == state.current and slot(state, state.current) is not None:
         return Keep(f"{release.version} is active already")
     if release.number < state.floor:
         return Keep(f"{release.version} (number {release.number}) is below the floor {state.floor}")
@@ -57,7 +57,7 @@ def choose(state: State, at: Instant) -> Want | Keep:
     late = state.postponed.get(release.digest)
     if late is not None and (left := late.timer.left(at)) > 0:
         return Keep(f"{release.version} is postponed: {late.reason}", left)
-    return Want(release, _way(state, release), why, firm=desired.pin is not None)
+    return Want(release, way_of(state, release), why, firm=desired.pin is not None)
 
 
 def forbidden(state: State, release: Release) -> str:
@@ -70,13 +70,14 @@ def forbidden(state: State, release: Release) -> str:
     return ""
 
 
-def _way(state: State, release: Release) -> Way:
+def way_of(state: State, release: Release) -> Way:
+    """How this release would come to run here; a `current` whose slot is gone is no baseline."""
     here = slot(state, release.digest)
     if here is not None and here.confirmed:
         return Way.LOCAL
-    if state.current is None:
-        return Way.FIRST
     running = slot(state, state.current)
-    if running is not None and release.number < running.release.number:
+    if running is None:
+        return Way.FIRST
+    if release.number < running.release.number:
         return Way.BACK
     return Way.FORWARD

@@ -202,7 +202,11 @@ class Finished(Event):
 
 @dataclass(frozen=True, slots=True)
 class Failed(Event):
-    """An effect of this id could not be done. `progress` says how far it got (bytes), for the attempt limit."""
+    """An effect of this id could not be done.
+
+    `progress` says how far it got (bytes), for the attempt limit. `disk` is the store as it is after a failed
+    Activate or Revert, which may have done half of its work, or all but the last fsync.
+    """
 
     effect: int
     remedy: Remedy
@@ -210,6 +214,7 @@ class Failed(Event):
     message: str
     progress: int = 0
     retry_after: float = 0.0
+    disk: DiskFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)

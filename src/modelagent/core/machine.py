@@ -91,7 +91,7 @@ TABLE: dict[tuple[Phase, type[Event]], Cell] = {
         revert_wanted=(before.revert_wanted_before, _LEAVE),
         finished=(before.unmoved, ""),
         failed=(before.unmoved, ""),
-        runs=(before.unmoved, ""),
+        runs=(after.idle_runs, "Probation"),
         fell_back=(before.left_itself, _LEAVE),
         refused=(before.left_itself, _LEAVE),
     ),
@@ -191,7 +191,7 @@ TABLE: dict[tuple[Phase, type[Event]], Cell] = {
         started=(after.reverting_started, "Idle"),
         elapsed=(after.reverting_elapsed, "Idle"),
         learned=(after.reverting_learned, "Idle"),
-        wanted=(before.unmoved, ""),
+        wanted=(after.reverting_wanted, "Idle"),
         revert_wanted=(after.reverting_revert_wanted, ""),
         finished=(after.reverting_finished, ""),
         failed=(after.reverting_failed, ""),
@@ -224,7 +224,7 @@ def step(state: State, event: Event, answers: Answers) -> tuple[State, tuple[eff
     if isinstance(event, Runs):
         x.set(running=event.digest)
     _watch(x)
-    if isinstance(event, CheckFailed):
+    if isinstance(event, CheckFailed) or (isinstance(event, Finished | Failed) and x.answered(event)):
         return _close(state, x)
     if isinstance(event, Wanted | RevertWanted) and not commands.accept(x):
         return _close(state, x)
@@ -236,6 +236,7 @@ def step(state: State, event: Event, answers: Answers) -> tuple[State, tuple[eff
     if phase is IDLE and (state.phase is not IDLE or isinstance(event, Started)):
         x.settle()
     if isinstance(event, Elapsed):
+        x.repay()
         _begin_check(x)
     return _close(state, x)
 
@@ -247,6 +248,7 @@ def delay(state: State, answers: Answers, at: Instant) -> float:
     waits = [LOOK_AT_LEAST_S]
     if state.timer is not None and state.phase is not PROBATION:
         waits.append(state.timer.left(at))
+    waits += [debt.timer.left(at) for debt in state.owed if debt.timer is not None]
     watch, verdicts = state.watch, []
     if watch.kind is not Watching.CHECKING:
         if watch.kind is Watching.BACKED_OFF and watch.timer is not None and not watch.asked:
@@ -286,7 +288,8 @@ def diagram() -> str:
 def _is_stale(state: State, event: Event) -> bool:
     match event:
         case Finished() | Failed():
-            return state.doing is None or state.doing.id != event.effect
+            waited = {o.id for o in state.owed} | ({state.doing.id} if state.doing is not None else set())
+            return event.effect == 0 or event.effect not in waited
         case Learned() | CheckFailed():
             return state.watch.kind is not Watching.CHECKING or state.watch.effect != event.effect
     return False
@@ -297,7 +300,8 @@ def _watch(x: Scene) -> None:
     event, watch = x.event, x.state.watch
     match event:
         case Started() if watch.kind is Watching.CHECKING:
-            x.set(watch=replace(watch, kind=Watching.RESTING, effect=0))
+            asked = watch.asked or watch.prompted
+            x.set(watch=replace(watch, kind=Watching.RESTING, effect=0, asked=asked, prompted=False))
         case Learned():
             x.set(watch=replace(watch, kind=Watching.RESTING, failures=0, timer=None, last_ok=event.at.wall, error=""))
             for text in event.notes:
@@ -310,7 +314,7 @@ def _watch(x: Scene) -> None:
                     kind=Watching.BACKED_OFF,
                     failures=failures,
                     timer=x.back_off(failures, event.retry_after),
-                    asked=False,
+                    prompted=False,
                     error=event.message,
                 )
             )
@@ -329,7 +333,8 @@ def _begin_check(x: Scene) -> None:
     if not isinstance(x.answers.may_check, Allow):
         return
     number, wanted = x.new_id(), x.state.desired
-    x.set(watch=replace(watch, kind=Watching.CHECKING, effect=number, last_try=x.event.at.wall))
+    began = replace(watch, kind=Watching.CHECKING, effect=number, last_try=x.event.at.wall)
+    x.set(watch=replace(began, asked=False, prompted=watch.asked))
     pin = wanted.pin.version if wanted.pin is not None else ""
     x.effects.append(effects.Check(x.state.model, number, wanted.wish.channel, pin))
 
@@ -337,12 +342,13 @@ def _begin_check(x: Scene) -> None:
 def _close(old: State, x: Scene) -> tuple[State, tuple[effects.Effect, ...]]:
     """Put the step together: Persist first when there is anything to keep, then effects, notes, answers."""
     if isinstance(x.event, Learned):
-        x.set(watch=replace(x.state.watch, asked=False))
+        x.set(watch=replace(x.state.watch, prompted=False))
     for reply in x.replies:
         if isinstance(reply, effects.Answer) and not reply.duplicate:
             seen = Seen(reply.command, reply.status, reply.reason)
             x.set(seen=(*x.state.seen, seen)[-x.answers.rules.seen :])
-    keep = x.notes or _lasting(old) != _lasting(x.state) or _evidence_due(old, x)
+    world = any(not isinstance(effect, effects.Check | effects.Abandon) for effect in x.effects)
+    keep = x.notes or world or _lasting(old) != _lasting(x.state) or _evidence_due(old, x)
     if keep:
         x.set(saved=Timer.after(x.event.at, _SAVE_EVIDENCE_S))
     first: list[effects.Effect] = [effects.Persist(x.state.model, 0, x.state, tuple(x.notes))] if keep else []

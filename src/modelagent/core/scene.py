@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from modelagent.core import desired, effects
-from modelagent.core.events import DiskFacts, Event, Failed, Learned, SlotFacts
+from modelagent.core.events import DiskFacts, Event, Failed, Finished, Learned, SlotFacts
 from modelagent.core.state import (
     Answers,
     Attempts,
@@ -20,6 +20,7 @@ from modelagent.core.state import (
     Doing,
     Evidence,
     Going,
+    Owed,
     Phase,
     Postponed,
     Reached,
@@ -79,6 +80,8 @@ class Scene:
     def order(self, kind: str, effect: effects.Effect) -> None:
         """Order the deployment's one effect; its answer will be waited for."""
         self.abandon()
+        if kind in ("activate", "revert"):  # these move every link, so nothing is owed any more
+            self.set(owed=())
         self.set(doing=Doing(effect.id, kind), waiting="")
         self.effects.append(effect)
 
@@ -237,7 +240,10 @@ class Scene:
 
     def leave(self, reason: str, *, unconfirm: bool, refused: tuple[str, ...] = ()) -> Phase:
         """Leave what is active for the revert target; with none left, the configured safe action."""
-        leaving = self.state.current if self.state.going is None else self.state.going.leaving
+        leaving = self.state.current
+        if self.state.going is not None:  # going elsewhere than first ordered: what was to be done is still to be done
+            leaving = self.state.going.leaving
+            unconfirm = unconfirm or self.state.going.unconfirm
         target = revert_target(self.state, leaving, refused)
         self.abandon()
         if target is None:
@@ -262,6 +268,7 @@ class Scene:
         going = self.state.going
         assert going is not None, "Reverting knows where to"  # noqa: S101
         after = revert_target(self.state, going.target, (going.leaving or "", *going.refused))
+        self.set(going=replace(going, link=None, fallback=after))
         self.order(
             "revert",
             effects.Revert(self.state.model, self.new_id(), going.leaving, going.target, after, going.unconfirm),
@@ -277,11 +284,12 @@ class Scene:
         name = version(self.state, self.state.current)
         self.set(candidate=None, standby=None, going=None, timer=None, evidence=Evidence())
         if self.state.desired.wish.safe_action == "stop" and self.state.current is not None:
-            self.effects.append(effects.Stop(self.state.model, 0, reason))
-            self.set(current=None, link=None)
+            self.set(current=None, link=None, waiting=reason)
+            self.owe("stop")
             self.alarm(f"{name} was stopped, and there is no version to go back to: {reason}")
         else:
             self.alarm(f"{name} stays, since there is no version to go back to: {reason}")
+        self.repair()
         self.wait(reason)
         return Phase.IDLE
 
@@ -289,7 +297,7 @@ class Scene:
 
     def adopt(self, disk: DiskFacts) -> None:
         """After any start the disk is the truth about slots and links."""
-        self.set(slots=disk.slots, current=disk.current, link=disk.link, fallback=disk.fallback)
+        self.set(slots=disk.slots, current=disk.current, link=disk.link, fallback=disk.fallback, owed=())
 
     def learn(self, event: Learned) -> None:
         """Take in fresh signed data. What the channel no longer withdraws is no longer withdrawn."""
@@ -302,7 +310,8 @@ class Scene:
             or self.state.desired.offer is None
             or (event.offer.digest != self.state.desired.offer.digest)
         ):
-            self.set(desired=replace(self.state.desired, now=self.state.desired.now and self.state.watch.asked))
+            asked = self.state.watch.asked or self.state.watch.prompted
+            self.set(desired=replace(self.state.desired, now=self.state.desired.now and asked))
         wanted = replace(self.state.desired, offer=event.offer, pinned=event.pinned or self._pinned())
         self.set(desired=wanted, withdrawn=withdrawn)
 
@@ -311,31 +320,80 @@ class Scene:
         return known if pin is not None and known is not None and known.version == pin.version else None
 
     def must_leave(self) -> str:
-        """Why the active version must be left at once for another, or an empty string.
+        """Why the active version must be left at once, or an empty string: withdrawn, or blocked.
 
         A withdrawal that leaves no version to go back to stops nothing: it is signed by the operations key alone, and
         a stolen one must not be able to switch a fleet off.
         """
-        current = self.state.current
-        if current is None or current not in self.state.withdrawn:
+        current, here = self.state.current, slot(self.state, self.state.current)
+        block = self.state.blocks.get(current or "")
+        if current is None or (block is None and current not in self.state.withdrawn):
             return ""
-        why = f"withdrawn: {self.state.withdrawn[current]}"
-        if revert_target(self.state, current) is None:
-            self.alarm(f"{version(self.state, current)} is {why}, and there is no version to go back to")
-            return ""
-        return why
+        withdrawn = current in self.state.withdrawn
+        why = f"withdrawn: {self.state.withdrawn[current]}" if withdrawn else ""
+        if block is not None and not why:  # it was blocked while it was being switched to, or a target is back
+            why = f"blocked ({block.cause.value}): {block.reason}"
+        if revert_target(self.state, current) is not None:
+            return why
+        condemned = block is not None and block.cause is Cause.FAILED and (here is None or not here.confirmed)
+        if condemned and self.state.desired.wish.safe_action == "stop":
+            return why  # the order to stop was lost in a crash
+        self.alarm(f"{version(self.state, current)} is {why}, and there is no version to go back to")
+        return ""
 
     def repair(self) -> None:
-        """Keep the invariant that `fallback` names the revert target and never a blocked slot."""
-        if self.state.going is not None:
+        """Keep the invariant that `fallback` names the revert target and never a blocked slot.
+
+        While a switch is under way it moves `fallback` itself; its answer leads here again.
+        """
+        doing, going = self.state.doing, self.state.going
+        if doing is not None and doing.kind in ("activate", "revert"):
             return
-        leaving = self.state.current
-        if self.state.phase is Phase.ACTIVATING:  # `current` may not have moved yet; the fallback is the candidate's
-            leaving = self.candidate.release.digest
-        wanted = revert_target(self.state, leaving)
+        if going is not None:
+            wanted = revert_target(self.state, going.target, (going.leaving or "", *going.refused))
+        else:
+            wanted = revert_target(self.state, self.state.current)
         if wanted != self.state.fallback:
-            self.effects.append(effects.SetFallback(self.state.model, 0, wanted))
             self.set(fallback=wanted)
+            self.owe("fallback")
+
+    def owe(self, kind: str) -> None:
+        """Order a change of the links beside the deployment; it is owed until it is answered."""
+        number, rest = self.new_id(), tuple(o for o in self.state.owed if o.kind != kind)
+        known = next((o for o in self.state.owed if o.kind == kind), None)
+        self.set(owed=(*rest, Owed(kind, number, known.failures if known else 0)))
+        if kind == "fallback":
+            self.effects.append(effects.SetFallback(self.state.model, number, self.state.fallback))
+        else:
+            self.effects.append(effects.Stop(self.state.model, number, self.state.waiting))
+
+    def answered(self, event: Finished | Failed) -> bool:
+        """Take in the answer to something owed; False when the event answers something else."""
+        debt = next((o for o in self.state.owed if o.id == event.effect), None)
+        if debt is None:
+            return False
+        rest = tuple(o for o in self.state.owed if o is not debt)
+        if isinstance(event, Failed):
+            failures = debt.failures + 1
+            again = Owed(debt.kind, 0, failures, self.back_off(min(failures, 4), event.retry_after))
+            self.set(owed=(*rest, again))
+            self.alarm(f"the links could not be changed ({debt.kind}): {event.message}")
+        else:
+            self.set(owed=rest)
+        return True
+
+    def repay(self) -> None:
+        """Order again what is owed, failed, and due."""
+        doing = self.state.doing
+        if doing is not None and doing.kind in ("activate", "revert"):
+            return
+        for debt in self.state.owed:
+            if debt.timer is not None and debt.timer.left(self.event.at) <= 0:
+                self.owe(debt.kind)
+
+    def _by_operator(self, digest: str) -> bool:
+        block = self.state.blocks.get(digest)
+        return block is not None and block.cause is Cause.OPERATOR and digest not in self.state.withdrawn
 
     def settle(self) -> None:
         """Arrived in Idle: forget what is over, and sweep."""
@@ -347,6 +405,9 @@ class Scene:
             reverse=True,
         )
         needed |= {s.release.digest for s in confirmed[:keep_slots]}
+        rolled_back = [s.release for s in state.slots if s.confirmed and self._by_operator(s.release.digest)]
+        if rolled_back:  # an operator may want it again, by lift or pin, without a network
+            needed.add(max(rolled_back, key=lambda release: release.number).digest)
         for offered in (state.desired.offer, state.desired.pinned):  # a hold that ends must not pay the bytes twice
             if offered is not None and not block_reason(state, offered):
                 needed.add(offered.digest)

@@ -7,7 +7,7 @@ has come together). It does not know what happens next: that is the table's matt
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 
 from modelagent.core.events import ConfigWish, Counts, Instant, Link, Runs, SlotFacts
@@ -130,7 +130,21 @@ class Going:
     reason: str
     unconfirm: bool
     link: Link | None = None
+    fallback: str | None = None  # what the revert in flight makes `fallback` name
     refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """A change of the links beside the deployment (`fallback` or `stop`) that is not yet known to be done.
+
+    `id` is its effect while that is under way; after a failure `timer` says when to order it again.
+    """
+
+    kind: str
+    id: int
+    failures: int = 0
+    timer: Timer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +177,7 @@ class Declined:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """The check's region. `asked`: somebody wants a check now."""
+    """The check's region. `asked`: somebody wants a check now; `prompted`: the check in flight was asked for."""
 
     kind: Watching = Watching.RESTING
     effect: int = 0
@@ -172,6 +186,7 @@ class Watch:
     last_ok: float = 0.0  # Unix seconds
     last_try: float = 0.0
     asked: bool = False
+    prompted: bool = False
     error: str = ""
 
 
@@ -183,6 +198,7 @@ class Evidence:
     first: Counts = field(default_factory=Counts)
     last: Counts = field(default_factory=Counts)
     before: Counts = field(default_factory=Counts)  # from earlier epochs
+    past: tuple[str, ...] = ()  # the latest of these
 
     @property
     def total(self) -> Counts:
@@ -242,6 +258,7 @@ class State:
     standby: Candidate | None = None  # staged and passed, while a newer one is being prepared
     doing: Doing | None = None
     going: Going | None = None
+    owed: tuple[Owed, ...] = ()
     timer: Timer | None = None  # back-off of the present phase
     slots: tuple[SlotFacts, ...] = ()
     current: str | None = None
@@ -304,19 +321,34 @@ def subtract(one: Counts, other: Counts) -> Counts:
     return Counts(*(getattr(one, f.name) - getattr(other, f.name) for f in fields(Counts)))
 
 
+_PAIRS = frozenset({"both_right", "only_new", "only_old", "both_wrong"})
+
+
 def gather(state: State, event: Runs) -> Evidence:
     """The evidence after one more health record; a record of another link or version changes nothing.
 
     The first record of an epoch is the zero that later ones are measured from, so that nothing counted before this
-    activation, or twice, comes in. Counts that fall within an epoch start a new zero.
+    activation, or twice, comes in. Within an epoch counts only grow, and an epoch once left does not come back: a
+    record that says otherwise is a late one, and changes nothing. The pairs alone begin again from zero when the
+    shadow worker does.
     """
     known = state.evidence
     if state.link is None or event.link != state.link or event.digest is None or event.digest != state.current:
         return known
-    fell = any(getattr(event.counts, f.name) < getattr(known.last, f.name) for f in fields(Counts))
-    if event.epoch == known.epoch and not fell:
-        return Evidence(known.epoch, known.first, event.counts, known.before)
-    return Evidence(event.epoch, event.counts, event.counts, known.total)
+    if event.epoch in known.past:
+        return known
+    if event.epoch == known.epoch:
+        fell = {f.name for f in fields(Counts) if getattr(event.counts, f.name) < getattr(known.last, f.name)}
+        if fell - _PAIRS:
+            return known
+        if not fell:
+            return replace(known, last=event.counts)
+        so_far = known.total
+        first = replace(known.first, **{name: getattr(event.counts, name) for name in _PAIRS})
+        before = replace(known.before, **{name: getattr(so_far, name) for name in _PAIRS})
+        return replace(known, first=first, last=event.counts, before=before)
+    past = (*known.past, known.epoch)[-16:] if known.epoch else known.past
+    return Evidence(event.epoch, event.counts, event.counts, known.total, past)
 
 
 def slot(state: State, digest: str | None) -> SlotFacts | None:
@@ -346,7 +378,7 @@ def block_reason(state: State, release: Release) -> str:
     own = state.blocks.get(release.digest)
     if own is not None:
         return f"blocked ({own.cause.value}): {own.reason}"
-    used = {s.release.model_file for s in state.slots if s.confirmed}
+    used = {s.release.model_file for s in state.slots if s.confirmed and s.release.digest not in state.blocks}
     for other in state.blocks.values():
         if other.model_file == release.model_file and other.model_file not in used:
             return f"blocked ({other.cause.value}): the same model file as {other.version}: {other.reason}"
