@@ -193,10 +193,10 @@ class Repository(Section):
     root: AbsolutePath = Field(
         default=Path("/etc/modelagent/root.json"), description="the trusted root metadata, brought by hand"
     )
-    connect_timeout: Duration = Field(default=10.0, gt=0, le=300, description="to connect")
-    read_timeout: Duration = Field(default=30.0, gt=0, le=3600, description="without a single byte")
+    connect_timeout: Duration = Field(default=10.0, gt=0, le=300, description="longest time to connect")
+    read_timeout: Duration = Field(default=30.0, gt=0, le=3600, description="longest time without a single byte")
     min_rate: int = Field(default=500, ge=0, description="bytes/s over min_rate_window; slower is given up")
-    min_rate_window: Duration = Field(default=60.0, gt=0, le=3600, description="window of min_rate")
+    min_rate_window: Duration = Field(default=60.0, gt=0, le=3600, description="over which min_rate is measured")
     ca: OptionalPath = Field(default=None, description="PEM of the accepted authorities; empty: the system's")
     client_cert: OptionalPath = Field(default=None, description="PEM client certificate for mutual TLS")
     client_key: OptionalPath = Field(default=None, description="PEM key of client_cert")
@@ -235,15 +235,15 @@ class Results(Section):
 
     sqlite: bool = Field(default=True, description="results.db; labels are joined to it")
     jsonl: bool = Field(default=False, description="results.jsonl, one line a result")
-    max_mb: Megabytes = Field(default=64, description="size of each; the oldest results go first")
+    max_mb: Megabytes = Field(default=64, description="size of each file; the oldest results go first")
 
 
 class Runtime(Section):
     """[models.<name>.runtime]: how the worker is run."""
 
-    threads: int = Field(default=1, ge=1, le=64, description="of the interpreter")
+    threads: int = Field(default=1, ge=1, le=64, description="threads of the interpreter")
     hang_s: Duration = Field(default=2.0, gt=0, le=600, description="one inference longer than this is a hang")
-    load_timeout: Duration = Field(default=60.0, gt=0, le=3600, description="loading and warming up")
+    load_timeout: Duration = Field(default=60.0, gt=0, le=3600, description="longest time to load and warm up")
     starts: int = Field(default=3, ge=1, le=100, description="starts without progress before the fallback is taken")
     healthy_after: int = Field(
         default=200, ge=1, le=1_000_000, description="inferences after which old faults are forgotten"
@@ -329,8 +329,12 @@ class Policy(Section):
     metered: bool = Field(default=False, description="what to believe of the link where nothing tells")
     max_load: float = Field(default=0.0, ge=0, le=1000, description="load average per CPU for a canary; 0: any")
     min_free_memory_mb: int = Field(default=64, ge=0, description="available memory for a canary; 0: any")
-    max_temperature_c: float = Field(default=0.0, ge=0, le=150, description="for a canary; 0: any")
-    min_battery_percent: int = Field(default=0, ge=0, le=100, description="on battery, for downloads; 0: any")
+    max_temperature_c: float = Field(
+        default=0.0, ge=0, le=150, description="of the hottest sensor, for a canary; 0: any"
+    )
+    min_battery_percent: int = Field(
+        default=0, ge=0, le=100, description="charge for downloads and canaries when not on mains; 0: any"
+    )
     inhibit_dir: OptionalPath = Field(
         default=None, description="a file in it means: do not disturb the application now; empty: off"
     )
@@ -380,7 +384,7 @@ class Mqtt(Section):
     port: int = Field(default=0, ge=0, le=65535, description="0: 1883, or 8883 with TLS")
     username: str = Field(default="", max_length=256, description="empty: none")
     password_file: OptionalPath = Field(default=None, description="file whose first line is the password")
-    keepalive: Duration = Field(default=60.0, ge=1, le=65535, description="seconds between signs of life")
+    keepalive: Duration = Field(default=60.0, ge=1, le=65535, description="between signs of life")
     prefix: str = Field(
         default="modelagent",
         pattern=r"^[^/+#\s]+(/[^/+#\s]+)*$",
@@ -406,7 +410,9 @@ class Control(Section):
     """[control]: who may speak to the updater on this machine."""
 
     group: str = Field(default="", max_length=32, pattern=r"^[^\s:]*$", description="group of the socket; empty: ours")
-    mode: Annotated[int, AfterValidator(_check_mode)] = Field(default=0o660, description="permission of the socket")
+    mode: Annotated[int, AfterValidator(_check_mode)] = Field(
+        default=0o660, description="permission of the socket: ours alone, or with the group"
+    )
 
 
 class Log(Section):
