@@ -324,10 +324,10 @@ def canary_finished(x: Scene) -> Phase:
             return Phase.STAGED
         case Outcome.FAIL:
             x.block(release.digest, Cause.FAILED, verdict.reason, hard=verdict.hard)
-            return x.put_aside(verdict.reason)
+            return x.put_aside(verdict.reason, told=True)
         case Outcome.INSUFFICIENT:
             x.decline(release, verdict.reason)
-            return x.put_aside(verdict.reason)
+            return x.put_aside(verdict.reason, told=True)
         case Outcome.AGAIN if x.candidate.canary_run >= _CANARY_RUNS:
             x.decline(release, verdict.reason)
             return x.put_aside(f"no verdict after {_CANARY_RUNS} canary runs: {verdict.reason}")

@@ -121,10 +121,10 @@ class Scene:
         self.look_again()
         return Phase.DEFERRED
 
-    def put_aside(self, reason: str) -> Phase:
+    def put_aside(self, reason: str, *, told: bool = False) -> Phase:
         """Give the candidate up; what stands by, staged and passed, takes its place, otherwise Idle."""
         self.abandon()
-        if self.state.candidate is not None:
+        if self.state.candidate is not None and not told:
             gone = self.state.candidate.release
             self.note("abandoned", f"{gone.version}: {reason}", release=gone)
         spare = self.state.standby
@@ -211,7 +211,7 @@ class Scene:
         self.set(attempts=Attempts(candidate.release.digest, furthest, failures), doing=None)
         if failures >= self.answers.rules.attempts:
             self.postpone(candidate.release, f"{failures} attempts without progress, the last: {reason}")
-            return self.put_aside(f"postponed after {failures} attempts: {reason}")
+            return self.put_aside(f"postponed after {failures} attempts: {reason}", told=True)
         self.set(timer=self.back_off(failures, retry_after), waiting=f"attempt {failures} failed: {reason}")
         return Phase.DEFERRED
 
@@ -231,7 +231,7 @@ class Scene:
         )
         if event.remedy is Remedy.BLOCK:
             self.decline(release, event.message)
-            return self.put_aside(event.message)
+            return self.put_aside(event.message, told=True)
         if event.remedy is Remedy.STOP:
             self.set(candidate=replace(self.candidate, reached=Reached.OFFERED, link=None))
         return self.stumble(rank, progress=event.progress, reason=event.message, retry_after=event.retry_after)
@@ -312,7 +312,9 @@ class Scene:
         ):
             asked = self.state.watch.asked or self.state.watch.prompted
             self.set(desired=replace(self.state.desired, now=self.state.desired.now and asked))
-        wanted = replace(self.state.desired, offer=event.offer, pinned=event.pinned or self._pinned())
+        wanted = replace(
+            self.state.desired, offer=event.offer, pinned=event.pinned or self._pinned(), waves=event.waves
+        )
         self.set(desired=wanted, withdrawn=withdrawn)
 
     def _pinned(self) -> Release | None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 
-from modelagent.core.events import ConfigWish, Counts, Instant, Link, Runs, SlotFacts
+from modelagent.core.events import ConfigWish, Counts, Instant, Link, Runs, SlotFacts, Wave
 from modelagent.core.verdicts import Allow, ProbationVerdict, Standing, Verdict
 from modelagent.manifest import Release
 
@@ -232,6 +232,7 @@ class Desired:
     pinned: Release | None = None
     pin: Pin | None = None
     hold: Hold | None = None
+    waves: tuple[Wave, ...] = ()  # signed with the channel: when which share of the fleet may begin
     now: bool = False  # windows and waves are lifted for the present offer
     wish: ConfigWish = field(default_factory=ConfigWish)
 
