@@ -1,0 +1,198 @@
+"""Whether the device is in a condition for it: link, power, load, room, and the application's own word.
+
+This file knows conditions on single facts, each for the questions it is put before. It does not know how facts are
+measured. A fact that is not known holds nothing up.
+
+    Conditional((least("memory", "memory_available_mb", 64, " MB", {Question.CANARY}),))
+
+A condition that has closed opens again only when the fact has moved clearly to the good side (`opens_at`), or has been
+good for `settle_s`; otherwise a value that wavers around its limit would start and abandon a download each minute.
+Waiting is bounded: after `max_wait_s` the gate speaks up, and goes ahead if it is so configured and not `hard`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from modelagent.core.verdicts import Allow, Verdict, Wait
+from modelagent.policies import Answer, Facts, Gate, Memory, Past, Question, elapsed
+
+RECHECK_S: Final = 60.0  # a fact that changes by itself is looked at again after this
+_ACQUIRE: Final = frozenset({Question.ACQUIRE})
+_ON_LINK: Final = frozenset({Question.CHECK, Question.ACQUIRE})
+_AT_WORK: Final = frozenset({Question.CANARY, Question.ACTIVATE})
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One fact, and what it must be.
+
+    `fact` names a number in `reading`; it is good up to `limit` (`at_most`) or from `limit` on. `opens_at` is where a
+    closed gate opens again. `hard` conditions protect the device and are never overridden by `max_wait_s`.
+    """
+
+    name: str
+    fact: str
+    limit: float
+    opens_at: float
+    at_most: bool
+    unit: str
+    questions: frozenset[Question]
+    because: str
+    hard: bool = False
+    settle_s: float = 0.0
+
+    def good(self, value: float, closed: bool) -> bool:
+        """Whether the value lets pass, given that the gate was closed or not."""
+        bound = self.opens_at if closed else self.limit
+        return value <= bound if self.at_most else value >= bound
+
+
+def most(
+    name: str,
+    fact: str,
+    limit: float,
+    unit: str,
+    questions: Iterable[Question],
+    *,
+    because: str = "",
+    hard: bool = False,
+    slack: float = 0.1,
+) -> Condition:
+    """The fact must be at most `limit`; closed, the gate opens at a tenth (`slack`) below it."""
+    because = because or f"{name} is high"
+    return Condition(
+        name, fact, limit, limit - abs(limit) * slack, True, unit, frozenset(questions), because, hard=hard
+    )
+
+
+def least(
+    name: str,
+    fact: str,
+    limit: float,
+    unit: str,
+    questions: Iterable[Question],
+    *,
+    because: str = "",
+    hard: bool = False,
+    slack: float = 0.1,
+) -> Condition:
+    """The fact must be at least `limit`; closed, the gate opens at a tenth (`slack`) above it."""
+    because = because or f"{name} is low"
+    return Condition(
+        name, fact, limit, limit + abs(limit) * slack, False, unit, frozenset(questions), because, hard=hard
+    )
+
+
+def link_up(settle_s: float = 5.0) -> Condition:
+    """There must be a way out; checks and downloads wait for it."""
+    return Condition("link", "link_up", 1, 1, False, "", _ON_LINK, "the link is down", True, settle_s)
+
+
+def unmetered(settle_s: float = 30.0) -> Condition:
+    """Downloads wait while the link is metered."""
+    return Condition("metered", "metered", 0, 0, True, "", _ACQUIRE, "the link is metered", False, settle_s)
+
+
+def undisturbed() -> Condition:
+    """Nothing is tried or switched while the application asks not to be disturbed; only it can lift that."""
+    because = "the application asks not to be disturbed"
+    return Condition("inhibit", "inhibited", 0, 0, True, " files", _AT_WORK, because, True)
+
+
+def room(reserve_mb: float) -> Condition:
+    """Downloads wait until `reserve_mb` would be left afterwards; retried only when space has grown."""
+    because = "too little disk space would be left"
+    return least("disk", "disk_left_mb", reserve_mb, " MB", _ACQUIRE, because=because, hard=True)
+
+
+def budget() -> Condition:
+    """Downloads wait when the day's bytes are used up."""
+    return least("budget", "budget_left", 1, " bytes", _ACQUIRE, because="today's byte budget is used up", slack=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditional:
+    """All conditions, each before its own questions. None at all lets everything pass."""
+
+    conditions: tuple[Condition, ...] = ()
+    max_wait_s: float = 7 * 86400.0
+    go_ahead: bool = False  # after max_wait_s, where the condition is not hard
+    recheck_s: float = RECHECK_S
+    _names: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_names", frozenset(condition.name for condition in self.conditions))
+
+    def answer(self, question: Question, facts: Facts, memory: Memory) -> Answer:
+        """A gate for each condition before this question, or one that says there is none."""
+        here = [condition for condition in self.conditions if question in condition.questions]
+        if not here:
+            return Answer((Gate("conditions", Allow("no conditions are set", "conditions"), "", facts.at),))
+        waited_key = f"{question.value}/waiting for conditions"
+        changes: dict[str, Past] = {}
+        gates: list[Gate] = []
+        for condition in here:
+            key = f"{question.value}/{condition.name}/state"
+            past = memory.get(key)
+            verdict, saw, now = _judge(condition, facts, past, self.recheck_s)
+            changes[key] = now
+            gates.append(Gate(condition.name, verdict, saw, facts.at))
+        waits = any(isinstance(gate.verdict, Wait) for gate in gates)
+        before = memory.get(waited_key)
+        if not waits or before is None or before.kind != "waiting":
+            changes[waited_key] = before = Past("waiting" if waits else "going", facts.at)
+        waited = elapsed(before.since, facts.at)
+        if waits and waited >= self.max_wait_s:
+            gates = [self._overdue(gate, condition, waited) for gate, condition in zip(gates, here, strict=True)]
+        return Answer(tuple(gates), changes)
+
+    def _overdue(self, gate: Gate, condition: Condition, waited: float) -> Gate:
+        if not isinstance(gate.verdict, Wait):
+            return gate
+        days = f"waited {waited / 86400:.1f} days, more than {self.max_wait_s / 86400:.1f}"
+        verdict: Verdict = Wait(gate.verdict.until, f"{gate.verdict.reason}; {days}", gate.name)
+        if self.go_ahead and not condition.hard:
+            verdict = Allow(f"going ahead although {gate.verdict.reason}: {days}", gate.name)
+        return Gate(gate.name, verdict, gate.saw, gate.since, loud=True)
+
+
+def reading(facts: Facts, name: str) -> float | None:
+    """The number behind a condition's `fact`; None when it is not known."""
+    match name:
+        case "inhibited":
+            return float(len(facts.inhibited))
+        case "disk_left_mb":
+            return None if facts.disk_free_mb is None else facts.disk_free_mb - (facts.needed_mb or 0.0)
+        case "load_per_cpu":
+            return None if facts.load1 is None else facts.load1 / (facts.cpus or 1)
+        case "battery":
+            return None if facts.on_ac else facts.battery_percent
+        case _:
+            value: float | None = getattr(facts, name)
+            return None if value is None else float(value)
+
+
+def _judge(condition: Condition, facts: Facts, past: Past | None, recheck_s: float) -> tuple[Verdict, str, Past]:
+    """The answer, what was seen, and what to remember: open, closed, or good again and settling."""
+    at = facts.at
+    value = reading(facts, condition.fact)
+    if value is None:
+        return Allow("not known here", condition.name), "not known", Past("open", at)
+    state = past.kind if past is not None else "open"
+    saw = "yes" if value else "no"
+    if condition.unit:
+        saw = f"{value:.6g}{condition.unit}, {'at most' if condition.at_most else 'at least'} {condition.limit:g}"
+    if condition.fact == "inhibited" and facts.inhibited:
+        saw = ", ".join(facts.inhibited[:5])
+    if not condition.good(value, state == "closed"):
+        since = past.since if past is not None and state == "closed" else at
+        reason = f"{condition.because} ({saw})" if condition.unit else condition.because
+        return Wait(at.wall + recheck_s, reason, condition.name), saw, Past("closed", since, value)
+    if past is not None and state != "open" and condition.settle_s > 0:
+        since = past.since if state == "settling" else at
+        left = condition.settle_s - elapsed(since, at)
+        if left > 0:
+            reason = f"{condition.because} no longer, but only for a moment"
+            return Wait(at.wall + left, reason, condition.name), saw, Past("settling", since, value)
+    return Allow("", condition.name), saw, Past("open", at, value)
