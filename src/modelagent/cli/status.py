@@ -131,11 +131,15 @@ def _from_disk(settings: Settings, name: str) -> dict[str, Any]:
     from modelagent.core.state import State  # noqa: PLC0415 - the same
     from modelagent.steps.journal import Journal  # noqa: PLC0415 - the same
 
+    journal = Journal(settings.paths.state_dir, name, State)
     try:
-        state = Journal(settings.paths.state_dir, name, State).peek()
+        state = journal.peek()
     except AgentError as error:
         return {"phase": None, "waiting": f"its state cannot be read: {error}"}
-    return {"phase": None, "waiting": "no state was written yet"} if state is None else describe(state)
+    if state is None:
+        written = journal.path.exists()
+        return {"phase": None, "waiting": "its state is unreadable" if written else "no state was written yet"}
+    return describe(state)
 
 
 # ---- for people ----------------------------------------------------------------------------------------------
