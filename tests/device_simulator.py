@@ -76,7 +76,7 @@ def release(model: str, number: int, *, floor: int = 0, file: str = "") -> Relea
     return Release(model, f"1.{number}.0", digest, number, floor, model_file, 1000, 1.7e9 + number)
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818 - it is what happened, not what went wrong
     """The updater's process is gone."""
 
 
@@ -166,16 +166,20 @@ class Device:
         self.failing: dict[str, Remedy] = {}  # hand word (check, acquire, ...) -> remedy
         self.broken_after: dict[type[effects.Effect], str] = {}  # Activate or Revert: fails, after which part of it
         self.full = False
-        self.interval = 300.0
+        self.interval = 20.0  # seconds between checks
+        self.changed = 0.0  # when the repository was last changed
         self.states: dict[str, State] = {}
         self.up = False
         self.queues: dict[str, deque[Work]] = {}
         self.inbox: deque[tuple[str, Event]] = deque()
         self.points = 0
         self.kill_at = -1
+        self.power = False  # a kill takes the whole device down
+        self.kills = 0
         self.chain: dict[str, list[Phase]] = {m: [Phase.IDLE] for m in models}
         self.edges: set[tuple[Phase, type[Event], Phase]] = set()
         self.answers: list[effects.Answer] = []
+        self.checks: list[effects.Check] = []
         self.notes: list[tuple[str, effects.Note]] = []
         self.spent: list[tuple[float, str, str]] = []  # when, which model, which costly effect
         self.produced: Counter[tuple[str, Link]] = Counter()  # frames done under each link, by the activated version
@@ -210,13 +214,14 @@ class Device:
 
     def publish(self, model: str, wanted: Release | None, conduct: Conduct | None = None) -> None:
         """Name a release in the channel, or none."""
-        self.offers[model] = wanted
+        self.offers[model], self.changed = wanted, self.wall
         if wanted is not None:
             self.library[model][wanted.version] = wanted
             if conduct is not None:
                 self.conduct[wanted.digest] = conduct
 
     def withdraw(self, model: str, wanted: Release, reason: str = "smells") -> None:
+        self.changed = self.wall
         self.withdrawn[model].append(Withdrawal(wanted.digest, wanted.version, reason))
         if self.offers[model] == wanted:
             self.offers[model] = None
@@ -337,6 +342,13 @@ class Device:
                 disk = self.stores[model].facts()
                 self.turn(model, Started(self.now, self.draw, disk, self.runtime))
         except Killed:
+            self._die()
+
+    def _die(self) -> None:
+        self.kills += 1
+        if self.power:
+            self.power_cycle()
+        else:
             self.kill()
 
     def kill(self) -> None:
@@ -369,7 +381,7 @@ class Device:
             while self.work():
                 pass
         except Killed:
-            self.kill()
+            self._die()
 
     def settle(self, limit: float = 4000.0, *, patience: int = 4) -> None:
         """Until every model is at rest, for `patience` seconds in a row."""
@@ -381,16 +393,13 @@ class Device:
 
     def at_rest(self) -> bool:
         return self.up and all(
-            s.phase is Phase.IDLE and not s.again and not s.owed and s.current == self.stores[m].current
+            s.phase is Phase.IDLE
+            and not s.again
+            and not s.owed
+            and s.watch.last_ok > self.changed
+            and s.current == self.stores[m].current
             for m, s in self.states.items()
         )
-
-    def check_now(self) -> None:
-        """Make the next check come at once."""
-        for model, state in self.states.items():
-            watch = replace(state.watch, last_try=0.0, timer=None)
-            self.states[model] = replace(state, watch=watch)
-        self.journal = {m: replace(s, watch=replace(s.watch, last_try=0.0)) for m, s in self.journal.items()}
 
     def until(self, reached: Callable[["Device"], bool], limit: float = 600.0) -> None:
         end = self.wall + limit
@@ -551,6 +560,7 @@ class Device:
         return Failed(self.now, self.draw, order.id, remedy, "simulated", message, disk=disk)
 
     def _check(self, order: effects.Check) -> Event:
+        self.checks.append(order)
         pinned = self.library[order.model].get(order.pin) if order.pin else None
         offer = self.offers[order.model]
         gone = tuple(self.withdrawn[order.model])
@@ -637,7 +647,7 @@ class Device:
             else:
                 self.turn(model, Wanted(self.now, self.draw, verb, "cli", identity, argument, **more))
         except Killed:
-            self.kill()
+            self._die()
             return "killed"
         said = [a for a in self.answers[before:] if a.command == identity]
         assert len(said) == 1, f"every command gets exactly one answer: {said}"
