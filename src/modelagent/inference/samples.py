@@ -36,7 +36,11 @@ class _Stream:
         self._name = name
         self._file: IO[bytes] | None = None
         self._next = 0
-        self.shape, self.dtype = self._open()
+        try:
+            self.shape, self.dtype = self._open()
+        except BaseException:
+            self.close()
+            raise
         self.size = math.prod(self.shape[1:]) * self.dtype.itemsize
 
     def _open(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -92,18 +96,19 @@ class Samples:
             self._archive = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as error:
             raise self._bad("the file", str(error), "an .npz archive") from error
+        self._streams: list[_Stream] = []
         try:
-            self._streams = self._open(inputs)
+            self._open(inputs)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
-            self._archive.close()
+            self.close()
             raise self._bad("the arrays", str(error), f"{inputs} arrays `input_<i>`") from error
         except ModelError:
-            self._archive.close()
+            self.close()
             raise
         self.count = self._streams[0].shape[0]
 
-    def _open(self, inputs: int) -> list[_Stream]:
-        streams = []
+    def _open(self, inputs: int) -> None:
+        streams = self._streams
         for index in range(inputs):
             stream = _Stream(self._archive, f"input_{index}")
             if not stream.shape:
@@ -117,7 +122,6 @@ class Samples:
             if labels.shape != (streams[0].shape[0],) or labels.dtype.kind not in "iu":
                 raise self._bad("labels", f"{labels.dtype.name}{list(labels.shape)}", "one whole number per sample")
             self.labels = labels.astype(np.int64)
-        return streams
 
     def _bad(self, place: str, found: str, allowed: str) -> ModelError:
         return ModelError(f"{self._path}: {place}: found {found}, allowed is {allowed}", code="canary")
