@@ -1,0 +1,108 @@
+"""The mailbox: layout, seals, answers, and a worker that dies or says nothing."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from modelagent.errors import ModelError
+from modelagent.inference import exchange
+from modelagent.inference.exchange import ParentSide, Reply, WorkerSide, plan
+from modelagent.manifest import Tensor
+
+X = Tensor("x", (1, 3), "float32", None)
+Y = Tensor("y", (1, 5), "int8", (0.1, 0))
+LAYOUT = plan([X, X], [Y])
+
+
+@pytest.fixture
+def parent() -> Iterator[ParentSide]:
+    side = ParentSide(LAYOUT)
+    yield side
+    side.close()
+    side.close()
+
+
+def worker_of(parent: ParentSide) -> WorkerSide:
+    memory, request, reply = parent.fds
+    return WorkerSide(LAYOUT, memory_fd=memory, request_fd=request, reply_fd=reply)
+
+
+def test_everything_is_aligned_and_nothing_overlaps() -> None:
+    areas = (*LAYOUT.inputs, *LAYOUT.outputs)
+    assert [area.offset for area in areas] == [64, 128, 192]
+    assert LAYOUT.size == 256
+
+
+def test_a_contract_too_large_for_a_device_is_refused() -> None:
+    with pytest.raises(ModelError, match="shared memory"):
+        plan([Tensor("x", (1, 2**29), "float32", None)], [])
+
+
+def test_a_question_reaches_the_worker_and_its_answer_comes_back(parent: ParentSide) -> None:
+    worker = worker_of(parent)
+
+    def answer() -> None:
+        for _ in range(3):
+            worker.take()
+            np.copyto(worker.outputs[0], (worker.inputs[0].sum() + worker.inputs[1].sum()).astype(np.int8))
+            worker.answer(exchange.NOT_FINITE, 1234)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    for number in (1, 2, 3):
+        parent.inputs[0][:] = number
+        parent.inputs[1][:] = 1
+        assert parent.ask(10.0) is Reply.ANSWERED
+        assert parent.outputs[0].tolist() == [[3 * number + 3] * 5]
+        assert (parent.status, parent.invoke_ns) == (exchange.NOT_FINITE, 1234)
+    thread.join()
+    worker.unmap()
+
+
+def test_no_answer_in_time_is_a_hang(parent: ParentSide) -> None:
+    assert parent.ask(0.01) is Reply.HUNG
+
+
+def test_an_answer_to_an_older_question_is_none(parent: ParentSide) -> None:
+    worker = worker_of(parent)
+    os.eventfd_write(parent.reply_fd, 1)
+    assert parent.ask(1.0) is Reply.HUNG
+    worker.unmap()
+
+
+@pytest.mark.process
+def test_the_end_of_the_worker_is_noticed_at_once(parent: ParentSide) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as process:
+        pidfd = os.pidfd_open(process.pid)
+        parent.watch(pidfd)
+        timer = threading.Timer(0.05, process.send_signal, [signal.SIGKILL])
+        timer.start()
+        assert parent.ask(30.0) is Reply.DIED
+        timer.join()
+        os.close(pidfd)
+
+
+def test_neither_side_can_resize_the_memory(parent: ParentSide) -> None:
+    for size in (0, LAYOUT.size * 2):
+        with pytest.raises(PermissionError):
+            os.truncate(parent.memory_fd, size)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(parent.memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+
+
+def test_a_memory_of_another_size_or_without_seals_is_refused(parent: ParentSide) -> None:
+    _, request, reply = parent.fds
+    fd = os.memfd_create("unsealed")
+    os.truncate(fd, LAYOUT.size)
+    with pytest.raises(ModelError, match="seals"):
+        WorkerSide(LAYOUT, memory_fd=fd, request_fd=request, reply_fd=reply)
+    with pytest.raises(ModelError, match="bytes"):
+        WorkerSide(plan([X], [Y]), memory_fd=parent.memory_fd, request_fd=request, reply_fd=reply)
+    os.close(fd)
