@@ -110,10 +110,9 @@ class Samples:
     def _open(self, inputs: int) -> None:
         streams = self._streams
         for index in range(inputs):
-            stream = _Stream(self._archive, f"input_{index}")
-            if not stream.shape:
+            streams.append(_Stream(self._archive, f"input_{index}"))
+            if not streams[index].shape:
                 raise self._bad(f"input_{index}", "a single number", "an array with the sample axis first")
-            streams.append(stream)
         if len({stream.shape[0] for stream in streams}) != 1 or streams[0].shape[0] > _MAX_SAMPLES:
             raise self._bad("the arrays", "unequal or too many samples", "as many samples in each `input_<i>`")
         if "labels.npy" in self._archive.namelist():
