@@ -92,7 +92,8 @@ class KeyRing:
     def create(self, name: str) -> CryptoSigner:
         """Make and store one key, readable by its owner alone."""
         private = Ed25519PrivateKey.generate()
-        secret = self._passphrase(name)
+        # The online key stays in clear: a server must sign unattended, and can then do nothing but sign again.
+        secret = None if name == "online" else self._passphrase(name)
         how: KeySerializationEncryption = BestAvailableEncryption(secret) if secret else NoEncryption()
         durable.write_atomic(self.path(name), private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how), mode=0o600)
         self._signers[name] = CryptoSigner(private)
@@ -152,10 +153,15 @@ class KeyRing:
         return CryptoSigner(private)
 
 
-def passphrase_from(value: str | None, file: Path | None) -> Passphrase:
-    """How the command line gives passphrases: one for every encrypted key, from a file, else from the environment.
+def passphrase_from(file: Path | None, ask: Callable[[str], str] | None = None) -> Passphrase:
+    """How the command line gets passphrases: from a file, else from MODELAGENT_PASSPHRASE, else by asking.
 
-    The online key stays in clear unless its file is encrypted already: a server must sign unattended.
+    Args:
+        file: holds one passphrase for every encrypted key.
+        ask: given the key's name, asks a person; None where nobody can be asked.
+
+    Raises:
+        UsageError: `passphrase`, the file cannot be read.
     """
     if file is not None:
         try:
@@ -163,9 +169,12 @@ def passphrase_from(value: str | None, file: Path | None) -> Passphrase:
         except OSError as error:
             raise UsageError(f"{file}: {error.strerror}; name a readable file", code="passphrase") from error
     else:
-        text = value if value is not None else os.environ.get("MODELAGENT_PASSPHRASE")
-        secret = text.encode() if text else None
-    return lambda name: None if name == "online" else secret
+        secret = os.environ.get("MODELAGENT_PASSPHRASE", "").encode() or None
+
+    def answer(name: str) -> bytes | None:
+        return secret or (ask(name).encode() if ask is not None else None)
+
+    return answer
 
 
 def close_directory(directory: Path) -> None:

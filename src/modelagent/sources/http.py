@@ -149,20 +149,7 @@ class HttpSource:
     def _get(self, name: str, headers: dict[str, str]) -> requests.Response:
         url = urljoin(self._url, name)
         for _ in range(MAX_REDIRECTS + 1):
-            try:
-                response = self._session.get(
-                    url, headers=headers, timeout=self._timeouts, stream=True, allow_redirects=False
-                )
-            except requests.exceptions.Timeout as error:
-                raise self._fault(name, "timeout", f"no answer within {self._timeouts[1]:g} s") from error
-            except requests.exceptions.SSLError as error:
-                raise self._fault(
-                    name, "tls", f"{error}; check the certificate, `ca` and this device's clock"
-                ) from error
-            except requests.exceptions.ProxyError as error:
-                raise self._fault(name, "proxy", f"{error}; check `proxy`") from error
-            except (requests.exceptions.RequestException, OSError) as error:
-                raise self._fault(name, "unreachable", f"{error}; check network and url") from error
+            response = self._ask(url, name, headers)
             if not response.is_redirect:
                 return response
             target = urljoin(url, response.headers["Location"])
@@ -173,6 +160,26 @@ class HttpSource:
                 )
             url = target
         raise self._fault(name, "redirect", f"redirected more than {MAX_REDIRECTS} times; check the server")
+
+    def _ask(self, url: str, name: str, headers: dict[str, str]) -> requests.Response:
+        """One request; asked once more when a kept connection turns out to be closed by the server."""
+        for last in (False, True):
+            try:
+                return self._session.get(
+                    url, headers=headers, timeout=self._timeouts, stream=True, allow_redirects=False
+                )
+            except requests.exceptions.Timeout as error:
+                raise self._fault(name, "timeout", f"no answer within {self._timeouts[1]:g} s") from error
+            except requests.exceptions.SSLError as error:
+                what = f"{error}; check the certificate, `ca` and this device's clock"
+                raise self._fault(name, "tls", what) from error
+            except requests.exceptions.ProxyError as error:
+                raise self._fault(name, "proxy", f"{error}; check `proxy`") from error
+            except (requests.exceptions.RequestException, OSError) as error:
+                closed = bool(error.args) and isinstance(error.args[0], urllib3.exceptions.ProtocolError)
+                if last or not closed:
+                    raise self._fault(name, "unreachable", f"{error}; check network and url") from error
+        raise AssertionError("the second round returns or raises")
 
     def _check(self, response: requests.Response, name: str, offset: int) -> tuple[int, int | None]:
         """Where the body begins and how long the whole is; raises on anything but a usable answer."""
@@ -230,13 +237,9 @@ class HttpSource:
     def _dismiss(self, response: requests.Response) -> None:
         """Read a short error page so that the connection can be kept; drop the connection of a long one."""
         length = _whole_number(response.headers.get("Content-Length"))
-        try:
-            if length is not None and length <= _DRAIN:
-                response.raw.read(length, decode_content=False)
-        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
-            pass  # the page does not matter, and a broken connection is not kept
-        finally:
-            response.close()
+        if length is not None and length <= _DRAIN:
+            response.raw.drain_conn()
+        response.close()
 
     def _fault(self, name: str, code: str, what: str) -> SourceError:
         return SourceError(f"{self.name}: {name}: {what}", code=code)
