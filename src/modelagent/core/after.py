@@ -28,6 +28,7 @@ from modelagent.core.verdicts import Standing
 
 _LIVE_GAP_S = 5.0  # health comes about once a second; a longer silence is inference being down, which does not count
 
+_DRIFT = "the input has drifted: "
 
 # -- Activating ------------------------------------------------------------------------------------------------
 
@@ -222,8 +223,9 @@ def probation_runs(x: Scene) -> Phase:
         return Phase.PROBATION
     release, verdict = x.candidate.release, x.answers.probation
     x.set(evidence=gather(x.state, event), heard=event.at, waiting=f"on probation: {verdict.reason}")
-    if verdict.drift and verdict.drift not in x.state.alarms:
-        x.set(alarms=(*x.state.alarms[-7:], verdict.drift))
+    # The numbers in the alarm grow with every record; one alarm a probation is enough.
+    if verdict.drift and not any(alarm.startswith(_DRIFT) for alarm in x.state.alarms):
+        x.set(alarms=(*x.state.alarms[-7:], _DRIFT + verdict.drift))
         x.note("drift", verdict.drift, release=release, level="alarm", evidence=verdict.evidence)
     if verdict.standing is Standing.BAD:
         x.note(

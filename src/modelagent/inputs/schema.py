@@ -354,6 +354,8 @@ class Limits(Section):
     keep_slots: int = Field(default=3, ge=2, le=100, description="versions kept on disk")
     max_store_mb: Megabytes = Field(default=2048, description="size of the store")
     attempts: int = Field(default=5, ge=1, le=1000, description="tries without progress before a longer pause")
+    back_off: Duration = Field(default=30.0, ge=0.1, le=86400, description="pause after a failure, doubling up to 6 h")
+    postpone: Duration = Field(default=3600.0, ge=1, le=7 * 86400, description="the longer pause, doubling up to a week")
     canary: CanaryLimits = CanaryLimits()
 
 

@@ -1,0 +1,424 @@
+"""The updater's process: repository, policies, canary, links; never a model in its own memory.
+
+This file knows how the parts are put together from the settings, and the process's life: lock, start, signals, end.
+What the parts do is theirs.
+
+    run(settings)                          # until SIGTERM; 0
+    rollback_offline(settings, "digits")   # the same step in the updater's stead, without a network
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import random
+import secrets
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from modelagent import __version__, durable
+from modelagent.core.describe import describe
+from modelagent.core.events import Instant, RevertWanted
+from modelagent.core.state import State
+from modelagent.errors import DeviceError, UsageError
+from modelagent.inputs import Reply
+from modelagent.inputs.commands import Desk, Request, answer
+from modelagent.inputs.config import Repository, Settings
+from modelagent.inputs.control import ControlServer
+from modelagent.inputs.device import Device, reaches_out
+from modelagent.inputs.edits import Edits, changed_keys, wishes
+from modelagent.inputs.health import Poller, reader
+from modelagent.inputs.labels import spool, sweep
+from modelagent.inputs.mqtt import Session
+from modelagent.notify import notify
+from modelagent.policies import Facts
+from modelagent.sinks import Sink, Sinks
+from modelagent.sinks.log import LogSink
+from modelagent.sinks.mqtt import BrokerSink
+from modelagent.sources import Source
+from modelagent.sources.directory import DirectorySource
+from modelagent.sources.http import HttpSource
+from modelagent.steps.acquire import Acquirer, check_suitable
+from modelagent.steps.canary import CanaryRunner
+from modelagent.steps.journal import Journal, read_history
+from modelagent.steps.slots import SlotStore
+from modelagent.updater.answers import Answerer
+from modelagent.updater.driver import Driver, Ports
+from modelagent.updater.view import explain, summary
+
+_log = logging.getLogger("modelagent.updater")
+_PARTIAL_AGE_S = 7 * 86400.0  # what nobody wants any more goes after a week
+_STATUS_S = 5.0  # between two looks at whether the retained status has changed
+_SWEEP_S = 3600.0
+_FACTS_S = 2.0  # how old the device's facts may be
+_OFFLINE_S = 30.0  # for the store to make an offline revert durable
+# What is read once at the start; an edit of these is remembered and takes effect at the next start.
+_FIXED = ("paths.", "repository.", "mqtt.", "control.", "device.", "limits.canary.", "log.")
+
+
+class SystemClock:
+    """The device's clocks. CLOCK_BOOTTIME counts suspended time too: a laptop lid must not stretch a back-off."""
+
+    def __init__(self) -> None:
+        self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+    def now(self) -> Instant:
+        """This moment."""
+        return Instant(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), self.boot_id)
+
+
+def runtime_version() -> str:
+    """The runtime that this device's workers use, without importing it."""
+    for name in ("ai-edge-litert", "tensorflow"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return f"{name} {metadata.version(name)}"
+    return "none"
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the updater's lock; raises DeviceError `locked` when another process does."""
+    durable.make_directory(path.parent)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DeviceError(
+                f"{path}: another updater is running here; stop it, or ask it through the control socket",
+                code="locked",
+            ) from error
+        os.truncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(fd)
+
+
+def run(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit code; raises DeviceError when the lock is taken."""
+    with lock(settings.paths.lock):
+        return Updater(settings).run()
+
+
+def rollback_offline(settings: Settings, model: str) -> str:
+    """Leave the active version without the updater: the same step, under its lock.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        UsageError: refused, with the reason.
+        DeviceError: the updater is running, or the device cannot.
+    """
+    if model not in settings.models:
+        raise UsageError(f"no model {model!r} in the settings; configured: {', '.join(settings.models)}")
+    with lock(settings.paths.lock):
+        answers: list[Mapping[str, Any]] = []
+        updater = Updater(settings, models=(model,))
+        driver = updater.driver
+        driver.start()
+        request = f"offline-{secrets.token_hex(8)}"
+        driver.command(model, request, lambda at, draw: RevertWanted(at, draw, "cli", request), answers.append)
+        driver.settle(_OFFLINE_S)
+    said = answers[0] if answers else {"status": "failed", "reason": "no answer"}
+    if said["status"] in ("refused", "failed"):
+        raise UsageError(str(said["reason"]), code="refused")
+    return str(said["reason"])
+
+
+class Updater:
+    """The parts, put together."""
+
+    def __init__(self, settings: Settings, models: tuple[str, ...] | None = None) -> None:
+        self.settings = settings
+        self.started = settings  # what the parts below were built from
+        self.problem = ""
+        self._stopping = False
+        paths = settings.paths
+        clock = SystemClock()
+        self._clock = clock
+        runtime = runtime_version()
+        for directory in (paths.state_dir, paths.state_dir / "models", paths.state_dir / "incoming"):
+            durable.make_directory(directory)
+        names = models if models is not None else tuple(settings.models)
+        ports = {
+            name: Ports(
+                SlotStore(paths.state_dir, name),
+                Journal(paths.state_dir, name, State),
+                Poller(reader(paths.health(name)), clock.boot_id),
+                CanaryRunner(threads=settings.models[name].runtime.threads, budget_s=settings.limits.canary.seconds),
+            )
+            for name in names
+        }
+        self._seed = _seed(paths.state_dir)
+        self._since = clock.now().wall
+        self._condition: Facts | None = None
+        self._device = _device(settings)
+        self.answerer = Answerer(settings, self._facts, offline=models is not None)
+        self.session: Session | None = None
+        self.desk = Desk(submit=self._submit, view=self._view, now=time.time)
+        sinks: list[Sink] = [LogSink()]
+        self._broker: BrokerSink | None = None
+        if settings.mqtt.host and models is None:
+            self.session = Session(
+                settings.mqtt,
+                device=settings.device.id,
+                groups=settings.device.groups,
+                desk=self.desk,
+                draw=random.random,
+            )
+            self._broker = BrokerSink(self.session, secrets.token_hex(4))
+            sinks.append(self._broker)
+        self.driver = Driver(
+            ports,
+            clock=clock,
+            ask=self.answerer,
+            acquirer=Acquirer(
+                paths.state_dir,
+                _sources(settings.repository),
+                _root(settings.repository.root),
+                time.time,
+                reserve=settings.limits.disk_reserve_mb * 2**20,
+                suits=lambda manifest: check_suitable(manifest, settings.device.hardware, runtime.split()[-1]),
+            ),
+            sinks=Sinks(sinks),
+            runtime=runtime,
+            incoming=paths.state_dir / "incoming",
+            vacuum=(_PARTIAL_AGE_S, settings.limits.max_store_mb * 2**20),
+        )
+        self._status_due = 0.0
+        self._sweep_due = 0.0
+        self._edits: Edits | None = None
+
+    def run(self) -> int:
+        """Serve until a signal comes."""
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGHUP, self._reload)
+        config = Path(os.environ.get("MODELAGENT_CONFIG", "/etc/modelagent/modelagent.toml"))
+        control = ControlServer(
+            self.settings.paths.control_socket,
+            self.desk,
+            group=self.settings.control.group,
+            mode=self.settings.control.mode,
+        )
+        self.driver.start()
+        for name, make in wishes(self.settings):
+            self.driver.post(name, make)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(control)
+            if self.session is not None:
+                self.session.start()
+                stack.callback(self.session.stop)
+            if config.parent.is_dir():
+                self._edits = Edits(
+                    config,
+                    self.settings,
+                    emit=self.driver.post,
+                    on_good=self._settings_changed,
+                    on_bad=self._settings_refused,
+                )
+                stack.enter_context(self._edits)
+            stack.callback(self.driver.hands.stop)
+            notify("READY=1")
+            _log.info("updater %s is ready: %s", __version__, ", ".join(self.driver.states) or "no model configured")
+            self.driver.run(lambda: self._stopping, self._beat)
+            notify("STOPPING=1")
+        return 0
+
+    # -- signals and settings ----------------------------------------------------------------------------------
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._stopping = True
+        self.driver.wake()
+
+    def _reload(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if self._edits is not None:
+            self._edits.reload()
+
+    def _settings_changed(self, new: Settings) -> None:
+        """A good edit: what can take effect does, what cannot says so."""
+        fixed = [key for key in changed_keys(self.started, new) if key.startswith(_FIXED)]
+        known = set(self.driver.states)
+        fixed += [f"models.{name}" for name in known ^ set(new.models)]
+        self.problem = f"takes effect at the next start: {', '.join(sorted(fixed))}" if fixed else ""
+        if self.problem:
+            _log.warning("settings: %s", self.problem)
+        self.settings = new
+        self._device = _device(new)
+        self._condition = None
+        self.answerer.use(new)
+        self.driver.wake()
+
+    def _settings_refused(self, message: str) -> None:
+        self.problem = f"refused, the last good settings stay: {message}"
+        _log.error("settings %s", self.problem)
+
+    # -- facts -------------------------------------------------------------------------------------------------
+
+    def _facts(self, at: Instant, model: str) -> Facts:
+        """The device's facts; read at most once in two seconds, since every event asks."""
+        known = self._condition
+        if known is None or not 0 <= at.mono - known.at.mono < _FACTS_S:
+            self._condition = known = self._device.gather(
+                Facts(
+                    at,
+                    seed=self._seed,
+                    groups=self.settings.device.groups,
+                    hardware=self.settings.device.hardware,
+                    started=self._since,
+                )
+            )
+        reading = self.driver.readings.get(model)
+        source = ((reading.document if reading else None) or {}).get("source") or {}
+        capacity = source.get("capacity")
+        fill = source.get("queue", 0) / capacity if capacity else None
+        return replace(known, at=at, queue_fill=fill)
+
+    # -- commands ----------------------------------------------------------------------------------------------
+
+    def _submit(self, request: Request, reply: Reply) -> None:
+        if request.verb == "label":
+            self._take_labels(request, reply)
+        elif request.verb == "reload":
+            if self._edits is not None:
+                self._edits.reload()
+            reply(answer(request.id, "accepted", "the settings are read again; status shows what came of it"))
+        else:
+            self.driver.submit(request, reply)
+
+    def _take_labels(self, request: Request, reply: Reply) -> None:
+        names = [request.model] if request.model else list(self.driver.states)
+        if len(names) != 1 or names[0] not in self.driver.states:
+            known = ", ".join(self.driver.states) or "none"
+            reply(answer(request.id, "refused", f"labels: name one model; configured: {known}", code="which-model"))
+            return
+        spool(self.settings.paths.labels(names[0]), request.labels, wall_ns=time.time_ns())
+        reply(answer(request.id, "done", f"{len(request.labels)} labels kept for inference to join"))
+
+    def _view(self, request: Request) -> Mapping[str, Any]:
+        if request.model is not None and request.model not in self.driver.states:
+            known = ", ".join(self.driver.states) or "none"
+            raise UsageError(f"no model {request.model!r} here; configured: {known}", code="no-model")
+        names = [request.model] if request.model else list(self.driver.states)
+        if request.verb == "history":
+            last = int(request.argument) if request.argument.isdecimal() else 50
+            return {"lines": read_history(self.settings.paths.state_dir, last, request.model)}
+        if request.verb == "explain":
+            states, answers = self.driver.states, self.driver.answers
+            return {
+                "models": {
+                    name: {**explain(states[name], answers[name]), "gates": self.answerer.gates(name)} for name in names
+                }
+            }
+        return self.status(names)
+
+    def status(self, names: list[str]) -> dict[str, Any]:
+        """What `status` shows beside health, which the asker reads for himself."""
+        broker = self.session.state if self.session is not None else None
+        return {
+            "device": self.settings.device.id,
+            "version": __version__,
+            "settings_problem": self.problem,
+            "broker": None if broker is None else {"connected": broker.connected, "problem": broker.problem},
+            "models": {name: describe(self.driver.states[name]) for name in names},
+        }
+
+    # -- every turn --------------------------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        if now >= self._status_due:
+            self._status_due = now + _STATUS_S
+            lines = "; ".join(summary(state) for state in self.driver.states.values())
+            notify("WATCHDOG=1", f"STATUS={lines or 'no model configured'}")
+        if self._broker is not None:
+            self._broker.set_status(self._retained())
+        if now >= self._sweep_due:
+            self._sweep_due = now + _SWEEP_S
+            for name in self.driver.states:
+                sweep(self.settings.paths.labels(name), wall_ns=time.time_ns())
+
+    def _retained(self) -> dict[str, Any]:
+        """The retained status: small, and the same until something happens."""
+        models = {}
+        for name, state in self.driver.states.items():
+            told = describe(state)
+            reading = self.driver.readings.get(name)
+            running = ((reading.document or {}).get("running") or {}) if reading else {}
+            models[name] = {
+                "running": {"version": running.get("version"), "digest": running.get("digest")} if running else None,
+                "phase": told["phase"],
+                "reason": told["waiting"],
+                "candidate": (told["candidate"] or {}).get("version"),
+                "blocks": told["blocks"],
+                "alarms": told["alarms"],
+                "health": reading.reason if reading else "not looked at yet",
+            }
+        return {"version": __version__, "settings_problem": self.problem, "models": models}
+
+
+def _seed(state_dir: Path) -> str:
+    """This device's own secret number, by which it takes its place in waves and spreads its checks."""
+    path = state_dir / "seed"
+    try:
+        return path.read_text(encoding="ascii")
+    except FileNotFoundError:
+        seed = secrets.token_hex(16)
+        durable.write_atomic(path, seed.encode())
+        return seed
+
+
+def _device(settings: Settings) -> Device:
+    policy = settings.policy
+    return Device(
+        state_dir=settings.paths.state_dir,
+        inhibit_dir=policy.inhibit_dir,
+        metered=policy.metered,
+        link_matters=reaches_out(settings.repository.url),
+    )
+
+
+def _sources(repository: Repository) -> list[Source]:
+    """Where the settings say that releases come from; none is a device that is fed by hand."""
+    url = repository.url
+    if not url:
+        return []
+    if url.startswith(("http://", "https://")):
+        return [
+            HttpSource(
+                url,
+                connect_timeout=repository.connect_timeout,
+                read_timeout=repository.read_timeout,
+                min_rate=repository.min_rate,
+                window=repository.min_rate_window,
+                ca=repository.ca,
+                client=_pair(repository),
+                proxy=repository.proxy,
+            )
+        ]
+    return [DirectorySource(Path(url.removeprefix("file://")))]
+
+
+def _pair(repository: Repository) -> tuple[Path, Path] | None:
+    if repository.client_cert is None or repository.client_key is None:
+        return None
+    return repository.client_cert, repository.client_key
+
+
+def _root(path: Path) -> bytes:
+    """The trusted root. Without it nothing new is trusted, but what is here goes on and can go back."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        _log.error("%s: the trusted root cannot be read (%s): no release will be trusted", path, error.strerror)
+        return b""
