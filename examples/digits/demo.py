@@ -530,8 +530,8 @@ def curtain(demo: Demo) -> None:
     demo.screen.act("Last", "what runs, and why")
     demo.screen.command("modelagent status")
     demo.screen.raw(demo.cli("status", show=False, ok=(0, 1)))
-    demo.screen.command("modelagent history --last 12")
-    demo.screen.raw(demo.cli("history", "--last", "12", show=False))
+    demo.screen.command("modelagent history --lines 12")
+    demo.screen.raw(demo.cli("history", "--lines", "12", show=False))
     demo.clerk.end()
     twice = [frame for frame, count in demo.clerk.ids.items() if count != 1]
     total = len(demo.clerk.ids)

@@ -155,11 +155,15 @@ class Child:
         return self.wait(5.0)
 
     def said(self, limit: int = 400) -> str:
-        """The end of what it printed, at most `limit` characters, if `spawn` was asked to capture."""
+        """The end of what it printed, at most `limit` characters, if `spawn` was asked to capture.
+
+        Lines that call themselves INFO are left out: a reason for a death is wanted, not the runtime's small talk.
+        """
         if self._captured_fd is None:
             return ""
         size = os.fstat(self._captured_fd).st_size
-        text = os.pread(self._captured_fd, size, 0).rstrip(b"\0").decode(errors="replace").strip()
+        text = os.pread(self._captured_fd, size, 0).rstrip(b"\0").decode(errors="replace")
+        text = "\n".join(line for line in text.splitlines() if not line.startswith("INFO")).strip()
         return text[-limit:]
 
     def resident_kb(self) -> int:

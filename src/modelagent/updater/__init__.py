@@ -14,6 +14,7 @@ import os
 import random
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -199,6 +200,7 @@ class Updater:
 
     def run(self) -> int:
         """Serve until a signal comes."""
+        threading.excepthook = _end_process
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGHUP, self._reload)
@@ -365,6 +367,12 @@ class Updater:
                 "health": reading.reason if reading else "not looked at yet",
             }
         return {"version": __version__, "settings_problem": self.problem, "models": models}
+
+
+def _end_process(failure: threading.ExceptHookArgs) -> None:
+    """A programmer error in a thread ends the process: started again it goes on, half alive it would not."""
+    _log.critical("thread %s failed", failure.thread.name if failure.thread else "?", exc_info=failure.exc_value)
+    os._exit(70)
 
 
 def _seed(state_dir: Path) -> str:

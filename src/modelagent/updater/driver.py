@@ -33,7 +33,7 @@ from modelagent.steps.slots import SlotStore
 from modelagent.updater.hands import Hands, Work
 
 _log = logging.getLogger("modelagent.updater")
-_LOOK_S: Final = {Phase.ACTIVATING: 0.5, Phase.PROBATION: 1.0, Phase.REVERTING: 0.5}
+_LOOK_S: Final = {Phase.ACTIVATING: 0.2, Phase.PROBATION: 1.0, Phase.REVERTING: 0.2}
 _LOOK_OTHERWISE_S: Final = 2.0
 _AGAIN_MAX: Final = 32  # steps in a row that ask to look again; more would be a machine that never rests
 
@@ -216,6 +216,9 @@ class Driver:
         answers = self._ask(state, event, others)
         self.answers[name] = answers
         self.states[name], orders = step(state, event, answers)
+        phase = self.states[name].phase
+        if phase is not state.phase and phase in _LOOK_S:  # somebody waits for what health says next
+            self._next_look = min(self._next_look, event.at.mono + _LOOK_S[phase])
         self._carry_out(name, orders)
 
     # -- what goes out -----------------------------------------------------------------------------------------
