@@ -95,6 +95,15 @@ def test_stage_again_only_rehashes(depot: Depot) -> None:
     assert depot.tree() == before
 
 
+def test_what_was_fetched_again_after_a_cut_is_dropped(depot: Depot) -> None:
+    one = depot.offer("1.0.0")
+    depot.store.stage(one, depot.incoming, None)
+    for sha, data in depot.bytes.items():
+        (depot.incoming / sha).write_bytes(data)
+    depot.store.stage(one, depot.incoming, None, shared={one})
+    assert [path.name for path in depot.incoming.iterdir()] == [one]
+
+
 @pytest.mark.parametrize("name", ["model.tflite", "canary.npz", "manifest.json"])
 def test_a_tampered_file_is_refused_by_name_and_removed(depot: Depot, name: str) -> None:
     one = depot.offer("1.0.0")
@@ -310,6 +319,16 @@ class TestVacuum:
         assert sorted(p.name for p in depot.incoming.iterdir()) == sorted([f"{wanted}.part", fresh])
         assert len(gone) == 5
         assert Path("/etc/passwd").exists()
+
+    def test_spares_what_this_process_is_writing(self, depot: Depot) -> None:
+        depot.install("1.0.0")
+        mine = [depot.incoming / f".{'a' * 64}.{os.getpid()}.tmp", depot.store.root / f".state.{os.getpid()}.tmp"]
+        stale = [depot.incoming / f".{'a' * 64}.1.tmp", depot.store.root / ".state.1.tmp"]
+        for path in (*mine, *stale):
+            path.touch()
+        depot.store.vacuum((), (), 0.0, 0, 1e12)
+        assert all(path.exists() for path in mine)
+        assert not any(path.exists() for path in stale)
 
     def test_ten_thousand_leftovers_go_quickly(self, depot: Depot) -> None:
         for n in range(10_000):

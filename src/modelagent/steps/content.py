@@ -72,15 +72,16 @@ def read_slot(directory: Path, model: str) -> Manifest | None:
         if hashlib.sha256(data).hexdigest() != directory.name:
             return None
         manifest = parse(data)
+        whole = manifest.model == model and all(
+            is_file(directory / ref.name) and (directory / ref.name).lstat().st_size == ref.length
+            for ref in manifest.files
+        )
     except ModelError:
         return None
     except OSError as error:
         if error.errno in ABSENT:
             return None
         raise
-    whole = manifest.model == model and all(
-        is_file(directory / ref.name) and (directory / ref.name).lstat().st_size == ref.length for ref in manifest.files
-    )
     return manifest if whole else None
 
 

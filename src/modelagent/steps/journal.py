@@ -151,6 +151,9 @@ class Journal(Generic[S]):
         written, the next write says so.
         """
         assert self._seq is not None, "load first: the next sequence number comes from the disk"  # noqa: S101
+        payload = self._adapter.dump_json(state)
+        # What could not be read back (an infinite float, say) must never replace what can: a programmer error.
+        self._adapter.validate_json(payload)
         self._seq = seq = self._seq + 1
         wall = self._clock()
         lines = [_line(seq, self.model, wall, note) for note in (*self._owed, *notes)]
@@ -160,7 +163,7 @@ class Journal(Generic[S]):
             self._owed = ()
         try:
             with device_errors(f"{self.model}: write the state"):
-                self._write_state(seq, self._adapter.dump_json(state))
+                self._write_state(seq, payload)
         except Exception as error:
             if lines:
                 self._owed = (_unfinished([seq], str(error)),)

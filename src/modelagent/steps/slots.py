@@ -204,6 +204,8 @@ class SlotStore:
                 raise _tampered(target, f"sha256 {wanted.sha256}")
             else:
                 raise self._missing(wanted.sha256, wanted.name, source)
+        elif wanted.sha256 not in shared and os.path.lexists(source):
+            durable.discard_tree(source)  # fetched or linked again after a cut: the slot has it
         durable.set_mode(target, _FILE_MODE)
         try:
             durable.sync_file(target)
@@ -339,7 +341,7 @@ class SlotStore:
             loose: list[_Loose] = []
             for entry in entries(self.slots):
                 if entry.name in spared and is_directory(entry):
-                    waste += [e for e in entries(entry) if e.name.startswith(".")]
+                    waste += [e for e in entries(entry) if e.name.startswith(".") and not _in_flight(e)]
                 elif not (entry.name[1:-4] in spared and entry.name.endswith(".new") and is_directory(entry)):
                     torn = False
                     with contextlib.suppress(OSError):  # unreadable for now is not the same as torn
@@ -347,7 +349,7 @@ class SlotStore:
                         loose += [] if torn else [_Loose.of(entry)]
                     waste += [entry] if torn else []
             for entry in entries(self.incoming):
-                if entry.name[:64] not in partials or not is_file(entry):
+                if (entry.name[:64] not in partials or not is_file(entry)) and not _in_flight(entry):
                     known = DIGEST.match(entry.name) is not None and is_file(entry)
                     loose += [_Loose.of(entry)] if known else []
                     waste += [] if known else [entry]
@@ -371,7 +373,7 @@ class SlotStore:
             if entry.name in fit:
                 if self._named(entry.name) not in fit[entry.name]:
                     yield entry
-            elif entry.name.startswith(".") and entry.name.endswith(".tmp"):
+            elif entry.name.startswith(".") and entry.name.endswith(".tmp") and not _in_flight(entry):
                 yield entry
 
     def _discard(self, waste: list[Path]) -> list[str]:
@@ -488,6 +490,12 @@ class _Loose:
         status = path.lstat()
         size = sum(e.lstat().st_size for e in path.iterdir()) if is_directory(path) else status.st_size
         return cls(path, status.st_mtime, size)
+
+
+def _in_flight(path: Path) -> bool:
+    # This process's own temporary files (`durable.write_atomic`) may be in use by another of its threads; those of
+    # any other process are leftovers, since only the holder of the updater's lock writes here.
+    return path.name.endswith(f".{os.getpid()}.tmp")
 
 
 def _link(identity: durable.LinkId) -> Link:
