@@ -196,8 +196,9 @@ def test_a_planted_link_to_a_directory_is_refused(tmp_path: Path, place: str) ->
     planted.parent.mkdir(parents=True, exist_ok=True)
     planted.symlink_to(outside)
     before = sorted(outside.iterdir())
+    looking = () if place == "incoming" else (depot.store.facts,)  # a way back does not depend on incoming/
     for operation in (
-        depot.store.facts,
+        *looking,
         lambda: depot.store.stage(one, depot.incoming, None),
         lambda: depot.store.vacuum((), (), 0.0, 0, 1e10),
     ):

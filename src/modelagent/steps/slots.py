@@ -135,6 +135,7 @@ class SlotStore:
             ModelError: the manifest, although signed, cannot be read.
         """
         with self._doing(f"stage {digest[:12]}"):
+            self._guard(incoming)
             for directory in (self.root.parent, self.root, self.slots):
                 durable.make_directory(directory)
             home = self.path(digest)
@@ -336,6 +337,7 @@ class SlotStore:
             others; it is raised at the end.
         """
         with self._doing("vacuum"):
+            self._guard(self.incoming)
             spared = set(keep) | self._linked()
             waste = list(self._stale_links(set(keep)))
             loose: list[_Loose] = []
@@ -451,10 +453,13 @@ class SlotStore:
     @contextlib.contextmanager
     def _looking(self, action: str) -> Iterator[None]:
         with device_errors(f"{self.model}: {action}"):
-            for directory in (self.root.parent, self.root, self.slots, self.incoming):
-                if os.path.lexists(directory) and not is_directory(directory):
-                    raise self._foreign(directory)
+            self._guard(self.root.parent, self.root, self.slots)
             yield
+
+    def _guard(self, *places: Path) -> None:
+        for place in places:
+            if os.path.lexists(place) and not is_directory(place):
+                raise self._foreign(place)
 
     @contextlib.contextmanager
     def _trying(self, action: str) -> Iterator[None]:
