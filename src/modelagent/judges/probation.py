@@ -24,6 +24,8 @@ from modelagent.core.verdicts import ProbationVerdict, Standing
 from modelagent.judges.sequential import Decision, Sprt
 
 _TESTS: Final = 2  # paired comparison and error rate share alpha
+# An undecided comparison holds a good end back once it has this share of what proof needs: one unlucky frame must not.
+_LEANING: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ def judge_probation(evidence: Counts, criteria: ProbationCriteria) -> ProbationV
     elevated = errors.decide(evidence.wrong, evidence.right) is Decision.HIGH
     pairs = evidence.both_right + evidence.only_new + evidence.only_old + evidence.both_wrong
     lean = paired.evidence(evidence.only_old, evidence.only_new)
+    leaning = lean > _LEANING * paired.upper
     numbers: dict[str, object] = {
         "frames": evidence.frames,
         "done": evidence.done,
@@ -85,7 +88,7 @@ def judge_probation(evidence: Counts, criteria: ProbationCriteria) -> ProbationV
         "error_evidence": errors.evidence(evidence.wrong, evidence.right),
         "error_threshold": errors.upper,
     }
-    drift = _drift(evidence, criteria, pairs) if elevated and _alike(comparison, lean, pairs, criteria) else ""
+    drift = _drift(evidence, criteria, pairs) if elevated and _alike(comparison, leaning, pairs, criteria) else ""
     if evidence.faults > 0:
         text = f"{_count(evidence.faults, 'hard fault')} (crash, hang or NaN) in {_count(evidence.frames, 'frame')}"
         return ProbationVerdict(Standing.BAD, text, drift, numbers)
@@ -95,13 +98,13 @@ def judge_probation(evidence: Counts, criteria: ProbationCriteria) -> ProbationV
             f"has right, {evidence.only_new} only this one; chance of that by luck below {paired.alpha:.3g}"
         )
         return ProbationVerdict(Standing.BAD, text, drift, numbers)
-    standing, text = _end(evidence, criteria, comparison, lean)
+    standing, text = _end(evidence, criteria, comparison, leaning)
     return ProbationVerdict(standing, text, drift, numbers)
 
 
-def _alike(comparison: Decision, lean: float, pairs: int, criteria: ProbationCriteria) -> bool:
+def _alike(comparison: Decision, leaning: bool, pairs: int, criteria: ProbationCriteria) -> bool:
     """Whether the previous model does no better: shown, leaning that way over enough pairs, or there is none."""
-    return comparison is Decision.LOW or pairs == 0 or (pairs >= criteria.min_pairs and lean <= 0.0)
+    return comparison is Decision.LOW or pairs == 0 or (pairs >= criteria.min_pairs and not leaning)
 
 
 def _drift(evidence: Counts, criteria: ProbationCriteria, pairs: int) -> str:
@@ -119,7 +122,7 @@ def _drift(evidence: Counts, criteria: ProbationCriteria, pairs: int) -> str:
     )
 
 
-def _end(evidence: Counts, criteria: ProbationCriteria, comparison: Decision, lean: float) -> tuple[Standing, str]:
+def _end(evidence: Counts, criteria: ProbationCriteria, comparison: Decision, leaning: bool) -> tuple[Standing, str]:
     seen = f"{evidence.done} of {criteria.frames} frames, {evidence.busy_s} of {criteria.busy_s} s with frames"
     if evidence.done < criteria.frames or evidence.busy_s < criteria.busy_s:
         return Standing.OPEN, seen
@@ -127,7 +130,7 @@ def _end(evidence: Counts, criteria: ProbationCriteria, comparison: Decision, le
     missing = ""
     if labelled < criteria.labels and comparison is Decision.OPEN:
         missing = f"{labelled} of {criteria.labels} labelled frames"
-    elif lean > 0.0 and comparison is Decision.OPEN:
+    elif leaning and comparison is Decision.OPEN:
         missing = (
             f"the previous model is ahead {evidence.only_old} to {evidence.only_new} on the same labelled frames, "
             "which is not yet proof"
