@@ -53,6 +53,8 @@ COMMANDS: Final[dict[str, Entry]] = {
     "unpin": Entry("pin", "unpin", "Follow the channel again."),
     "hold": Entry("pin", "hold", "Activate nothing new until resumed."),
     "resume": Entry("pin", "resume", "End a hold."),
+    "confirm": Entry("confirm", "confirm", "Vouch for the version on probation."),
+    "channel": Entry("channel", "channel", "Follow another channel of the repository."),
     "block": Entry("block", "block", "List, add and lift blocks."),
     "label": Entry("label", "label", "Say what a result should have been."),
     "config": Entry("config", "config", "Check and show the settings."),

@@ -4,14 +4,17 @@ This file knows the verbs, what each changes, and when one is refused. It does n
 command whose id was seen before changes nothing and gets its recorded answer.
 """
 
+import re
 from dataclasses import replace
 
 from modelagent.core import effects
 from modelagent.core.desired import forbidden
 from modelagent.core.events import RevertWanted, Verb, Wanted
 from modelagent.core.scene import Scene
-from modelagent.core.state import Cause, Hold, Pin, State, Watching, block_reason, slot, version
+from modelagent.core.state import Cause, Following, Hold, Phase, Pin, State, Watching, block_reason, slot, version
 from modelagent.manifest import Release
+
+_CHANNEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 def accept(x: Scene) -> bool:
@@ -161,6 +164,43 @@ def _block(x: Scene, event: Wanted) -> str:
     return ""
 
 
+def _confirm(x: Scene, event: Wanted) -> str:
+    """An operator vouches for the version on probation; nobody can vouch for one that is blocked."""
+    if x.state.phase is not Phase.PROBATION:
+        return "nothing is on probation"
+    release, doing, name = x.candidate.release, x.state.doing, event.argument.strip()
+    if name and name not in (release.version, release.digest):
+        return f"{release.version} is on probation, not {name}"
+    if why := block_reason(x.state, release):
+        return f"{release.version} is {why}"
+    if doing is None:
+        x.set(timer=None)
+        x.order("confirm", effects.Confirm(x.state.model, x.new_id(), release))
+    x.note("command", f"{release.version} is confirmed early, by {event.origin}", release=release, origin=event.origin)
+    x.reply(event.id, "accepted", f"{release.version} is being confirmed")
+    return ""
+
+
+def _set_channel(x: Scene, event: Wanted) -> str:
+    """Follow another channel of the same repository until the settings' one is edited; no argument: that one again."""
+    name, desired = event.argument.strip(), x.state.desired
+    if name and not _CHANNEL.fullmatch(name):
+        return f"{name!r} is no name of a channel: lower-case letters, digits, - and _, at most 64"
+    name = name or desired.wish.channel
+    if name == desired.channel:
+        x.reply(event.id, "done", f"the channel {name} is followed already")
+        return ""
+    kept = {**x.state.withdrawn, **(desired.following.withdrawn if desired.following is not None else {})}
+    own = name == desired.wish.channel
+    following = None if own else Following(name, event.origin, event.id, kept)
+    x.set(desired=replace(desired, following=following, offer=None, waves=(), now=False))
+    _ask(x, anew=True)
+    x.note("channel", f"{name}, by {event.origin}" + (", as the settings say" if own else ""), origin=event.origin)
+    later = f"; the pin to {desired.pin.version} goes before it" if desired.pin is not None else ""
+    x.reply(event.id, "accepted", f"the channel {name} is followed{later}")
+    return ""
+
+
 def _config(x: Scene, event: Wanted) -> str:
     """A settings edit. What it newly says replaces what a command said; what it does not mention stays."""
     assert event.settings is not None, "a config command carries the settings"  # noqa: S101
@@ -175,7 +215,7 @@ def _config(x: Scene, event: Wanted) -> str:
     if new.hold != old.hold:
         x.set(desired=replace(x.state.desired, hold=Hold("config", event.id, "") if new.hold else None))
     if new.channel != old.channel:
-        x.set(desired=replace(x.state.desired, offer=None))
+        x.set(desired=replace(x.state.desired, offer=None, following=None))
     if new != old:
         _ask(x, anew=new.channel != old.channel or new.pin != old.pin)
         x.note("settings", "a changed settings file is in force", origin="config")
@@ -192,5 +232,7 @@ _VERBS = {
     Verb.RESUME: _resume,
     Verb.LIFT: _lift,
     Verb.BLOCK: _block,
+    Verb.CONFIRM: _confirm,
+    Verb.SET_CHANNEL: _set_channel,
     Verb.CONFIG: _config,
 }

@@ -34,7 +34,8 @@ def describe(state: State) -> dict[str, Any]:
             "to": _named(state, state.going.target),
             "reason": state.going.reason,
         },
-        "channel": state.desired.wish.channel,
+        "channel": state.desired.channel,
+        "channel_by": "config" if state.desired.following is None else state.desired.following.origin,
         "offer": _offer(state, state.desired.offer),
         "pin": None
         if state.desired.pin is None

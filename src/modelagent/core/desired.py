@@ -39,9 +39,9 @@ def choose(state: State, at: Instant) -> Want | Keep:
         if release is None or release.version != desired.pin.version:
             return Keep(f"{why}: the repository has not shown that version yet")
     else:
-        release, why = desired.offer, f"the channel {desired.wish.channel} names it"
+        release, why = desired.offer, f"the channel {desired.channel} names it"
         if release is None:
-            return Keep(f"the channel {desired.wish.channel} names no release")
+            return Keep(f"the channel {desired.channel} names no release")
     refusal = block_reason(state, release) or forbidden(state, release)
     if refusal:
         return Keep(f"{release.version} is {refusal}")

@@ -148,15 +148,17 @@ class Verb:
     ROLLBACK = "rollback"
     LIFT = "lift"
     BLOCK = "block"
+    CONFIRM = "confirm"  # the version on probation is good: do not wait for the judge
+    SET_CHANNEL = "set-channel"
     CONFIG = "config"  # a config edit: channel, pin, hold, forbidden versions
-    ALL = (CHECK, UPDATE, PIN, UNPIN, HOLD, RESUME, ROLLBACK, LIFT, BLOCK, CONFIG)
+    ALL = (CHECK, UPDATE, PIN, UNPIN, HOLD, RESUME, ROLLBACK, LIFT, BLOCK, CONFIRM, SET_CHANNEL, CONFIG)
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted(Event):
     """Somebody says what should hold.
 
-    `verb` is one of Verb.ALL but ROLLBACK (that is RevertWanted); `argument` a version, digest or reason; `id`
+    `verb` is one of Verb.ALL but ROLLBACK (that is RevertWanted); `argument` a version, digest, channel or reason; `id`
     makes a repeat a no-op; `origin` is cli, mqtt or config.
     """
 

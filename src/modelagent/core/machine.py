@@ -336,7 +336,7 @@ def _begin_check(x: Scene) -> None:
     began = replace(watch, kind=Watching.CHECKING, effect=number, last_try=x.event.at.wall)
     x.set(watch=replace(began, asked=False, prompted=watch.asked))
     pin = wanted.pin.version if wanted.pin is not None else ""
-    x.effects.append(effects.Check(x.state.model, number, wanted.wish.channel, pin))
+    x.effects.append(effects.Check(x.state.model, number, wanted.channel, pin))
 
 
 def _close(old: State, x: Scene) -> tuple[State, tuple[effects.Effect, ...]]:

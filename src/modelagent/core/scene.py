@@ -301,7 +301,9 @@ class Scene:
 
     def learn(self, event: Learned) -> None:
         """Take in fresh signed data. What the channel no longer withdraws is no longer withdrawn."""
-        withdrawn = {w.digest: w.reason or "no reason given" for w in event.withdrawn}
+        following = self.state.desired.following
+        withdrawn = dict(following.withdrawn) if following is not None else {}
+        withdrawn |= {w.digest: w.reason or "no reason given" for w in event.withdrawn}
         for w in event.withdrawn:
             if w.digest not in self.state.withdrawn:
                 self.note("withdrawn", f"{w.version}: {w.reason}", digest=w.digest, level="warning")

@@ -225,6 +225,20 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class Following:
+    """A channel that a command named, and who wants it.
+
+    `withdrawn` (digest -> reason) is what the channels left for it take back: it stays withdrawn, because a command is
+    trusted with less than the signed data that it would otherwise undo.
+    """
+
+    channel: str
+    origin: str
+    id: str
+    withdrawn: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Desired:
     """What should hold: signed channel data, the settings file, and commands."""
 
@@ -235,6 +249,12 @@ class Desired:
     waves: tuple[Wave, ...] = ()  # signed with the channel: when which share of the fleet may begin
     now: bool = False  # windows and waves are lifted for the present offer
     wish: ConfigWish = field(default_factory=ConfigWish)
+    following: Following | None = None
+
+    @property
+    def channel(self) -> str:
+        """The channel that is followed: a command's, until the settings' is edited."""
+        return self.wish.channel if self.following is None else self.following.channel
 
 
 @dataclass(frozen=True, slots=True)
