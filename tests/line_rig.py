@@ -14,7 +14,6 @@ Run as a program it is that process: `python tests/line_rig.py '<json of the opt
 import json
 import os
 import re
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -149,16 +148,15 @@ class Rig:
             **more,
         }
 
-    def start(self, *others: dict[str, Any], **options: Any) -> None:
-        """Start the inference process with this device's model, and the models of other rigs."""
+    def start(self, *others: dict[str, Any], wrapper: list[str] | None = None, **options: Any) -> None:
+        """Start the inference process with this device's model and the models of other rigs, behind `wrapper`."""
         assert self.process is None
         arguments = [self.options(**options), *others]
         tests = Path(__file__).parent
         environment = os.environ | {"PYTHONPATH": f"{tests.parent / 'src'}:{tests}"}
         with (self.root / "log").open("a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, __file__, json.dumps(arguments)], stderr=log, stdout=log, env=environment, text=True
-            )
+            command = [*(wrapper or []), sys.executable, __file__, json.dumps(arguments)]
+            self.process = subprocess.Popen(command, stderr=log, stdout=log, env=environment, text=True)
 
     def stop(self, timeout: float = 6.0) -> int:
         """SIGTERM; returns the exit status."""
@@ -247,11 +245,6 @@ def _children(parent: int) -> Iterator[int]:
                 continue
             if int(fields[1]) == parent and fields[0] != "Z":
                 yield int(entry.name)
-
-
-def signal_worker(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a worker."""
-    os.kill(pid, number)
 
 
 if __name__ == "__main__":

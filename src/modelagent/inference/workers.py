@@ -39,11 +39,21 @@ SHADOW: Final = 2
 _TRIES: Final = 2  # a load that died, hung or lacked memory is tried once more: the cause may have been outside
 _AGAIN: Final = ("crash", "hang", "memory")
 _PACKET: Final = 64 * 1024
+_CAP_SYS_NICE: Final = 23  # linux/capability.h
 
 
 def may_raise_priority() -> bool:
-    """Whether a child of this process can come back from the lowest priority to the normal one (setpriority(2))."""
-    return os.geteuid() == 0 or resource.getrlimit(resource.RLIMIT_NICE)[0] in {resource.RLIM_INFINITY, *range(20, 41)}
+    """Whether a child of this process can come back from the lowest priority to the normal one (setpriority(2)).
+
+    The capability is asked for, not the user: root in a container often lacks it.
+    """
+    if resource.getrlimit(resource.RLIMIT_NICE)[0] in {resource.RLIM_INFINITY, *range(20, 41)}:
+        return True
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff":
+            return bool(int(value, 16) >> _CAP_SYS_NICE & 1)
+    return False
 
 
 class Worker:

@@ -1,0 +1,65 @@
+"""A stand-in for the real worker: speaks its protocol without a model, and misbehaves as the slot's version asks.
+
+    ModelOptions(..., worker_argv=(sys.executable, "tests/standin_worker.py"))
+
+The manifest's version is a list of words joined by `+`: `load-3.0` takes so many seconds to load, `load-hang` never
+loads, `load-die` dies; `die-50` dies with every 50th frame it is given, `bomb-50` hangs from its 50th frame on,
+`nan-50` gives NaN from its 50th on. Otherwise it answers class 1. No real model does these on demand.
+"""
+
+import json
+import os
+import select
+import socket
+import sys
+import time
+from pathlib import Path
+
+from modelagent.children import bind_to_parent
+from modelagent.inference.exchange import NOT_FINITE, OK, WorkerSide, plan
+from modelagent.manifest import parse
+
+
+def main(argument: dict[str, int]) -> None:
+    """Answer until the parent hangs up."""
+    bind_to_parent(argument["parent"])
+    control = socket.socket(fileno=argument["ctl"])
+    manifest = parse((Path(json.loads(control.recv(65536))["slot"]) / "manifest.json").read_bytes())
+    wishes = dict(word.split("-", 1) for word in manifest.version.split("+") if "-" in word)
+    match wishes.get("load", "0"):
+        case "hang":
+            time.sleep(3600)
+        case "die":
+            os.abort()
+        case seconds:
+            time.sleep(float(seconds))
+    control.send(json.dumps({"ok": True, "load_ms": 1.0}).encode())
+    control.recv(65536)
+    side = WorkerSide(
+        plan(manifest.inputs, manifest.outputs),
+        memory_fd=argument["memory"],
+        request_fd=argument["request"],
+        reply_fd=argument["reply"],
+    )
+    control.send(json.dumps({"ok": True, "nice": 0}).encode())
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    poll.register(side.request_fd, select.POLLIN)
+    number = 0
+    while True:
+        for fd, _ in poll.poll():
+            if fd == control.fileno():
+                return
+            side.take()
+            number += 1
+            if number % int(wishes.get("die", "1000000000")) == 0:
+                os.abort()
+            if number >= int(wishes.get("bomb", "1000000000")):
+                time.sleep(3600)
+            side.outputs[0][...] = 0.0
+            side.outputs[0][0, 1] = 1.0
+            side.answer(NOT_FINITE if number >= int(wishes.get("nan", "1000000000")) else OK, 1000)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
