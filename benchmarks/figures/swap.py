@@ -94,16 +94,16 @@ def lost(folder: Path) -> dict[str, Measured]:
         seconds = [_swap(stand, pair[(index + 1) % 2]) for index in range(_SWAPS)]
         stand.stop_all()
         rows = stand.rows("digits")
-    # Between the first and the last served frame: what the queue lost before the first worker was ready, or at the stop,
-    # is no swap's doing.
+    # Between the first and the last served frame: what the queue lost before the first worker was ready, or at the
+    # stop, is no swap's doing.
     served = {_number(row) for row in rows if row["outcome"] == "ok"}
     first, last = min(served), max(served)
     times = Counter(number for number in map(_number, rows) if first <= number <= last)
     unserved = last - first + 1 - len(served)
     twice = sum(count - 1 for count in times.values())
     how = (
-        f"{_SWAPS} swaps under {last - first + 1} frames at {_FPS:g} fps, queue of {_QUEUE}; dropped, faulted or missing "
-        f"{unserved}, recorded twice {twice}; a swap took {median(seconds):.2f} s (median), {max(seconds):.2f} s (most)"
+        f"{_SWAPS} swaps under {last - first + 1} frames at {_FPS:g} fps, queue of {_QUEUE}; dropped, faulted or "
+        f"missing {unserved}, recorded twice {twice}; a swap took {median(seconds):.2f} s (median), {max(seconds):.2f} s (most)"
     )
     return {"swap.frames_lost": Measured(unserved + twice, how)}
 
