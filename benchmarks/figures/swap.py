@@ -103,7 +103,8 @@ def lost(folder: Path) -> dict[str, Measured]:
     twice = sum(count - 1 for count in times.values())
     how = (
         f"{_SWAPS} swaps under {last - first + 1} frames at {_FPS:g} fps, queue of {_QUEUE}; dropped, faulted or "
-        f"missing {unserved}, recorded twice {twice}; a swap took {median(seconds):.2f} s (median), {max(seconds):.2f} s (most)"
+        f"missing {unserved}, recorded twice {twice}; a swap took {median(seconds):.2f} s (median), "
+        f"{max(seconds):.2f} s (most)"
     )
     return {"swap.frames_lost": Measured(unserved + twice, how)}
 
