@@ -607,3 +607,44 @@ def test_an_unsuitable_release_is_refused_before_its_model_is_fetched(
     with pytest.raises(ModelError):
         acquirer.acquire(offer)
     assert not [name for name in simulator.names if name.startswith("files/")]
+
+
+# --- power ------------------------------------------------------------------------------------------------------
+
+
+class PowerCutError(BaseException):
+    """The device goes dark here."""
+
+
+def test_an_updater_that_dies_anywhere_starts_again(tmp_path: Path) -> None:
+    """Before every call that changes the disk: nothing wrong is named, and the next start finishes."""
+    simulator = RepositorySimulator(tmp_path)
+    release = simulator.release("1.0.0")
+    step, died = 0, True
+    while died:
+        state = tmp_path / f"state-{step}"
+        state.mkdir()
+        count = 0
+
+        def cut(operation: str, path: str, at: int = step) -> None:
+            nonlocal count
+            if count == at:
+                raise PowerCutError
+            count += 1
+
+        durable.set_hook(cut)
+        try:
+            acquirer = Acquirer(state, simulator, simulator.root_bytes, simulator.clock)
+            acquirer.acquire(offered(acquirer))
+            died = False
+        except PowerCutError:
+            pass
+        finally:
+            durable.set_hook(None)
+        for path in (state / "incoming").glob("[0-9a-f]*"):
+            if path.suffix != ".part":
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+        again = Acquirer(state, simulator, simulator.root_bytes, simulator.clock)
+        assert again.acquire(offered(again)).digest == release.digest
+        step += 1
+    assert step > 40
