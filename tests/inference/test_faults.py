@@ -13,7 +13,8 @@ from line_rig import GLARE, Frames, Rig
 
 pytestmark = pytest.mark.process
 
-QUEUE = 64  # frames that may wait
+QUEUE = 64  # frames that may wait: the default
+ROOMY = 400  # more than come while a worker is replaced on a busy machine
 
 
 def glare_at(count: int, *places: int) -> Frames:
@@ -35,12 +36,12 @@ def finish(rig: Rig, count: int, timeout: float = 30.0) -> list[dict[str, Any]]:
     return rows
 
 
-def report(name: str, fps: float, rows: list[dict[str, Any]]) -> None:
+def report(name: str, fps: float, rows: list[dict[str, Any]], queue: int = QUEUE) -> None:
     """Print what an interruption cost: the longest time between two results, and the frames dropped."""
     times = sorted(row["wall"] for row in rows if row["outcome"] == "ok")
     gap = max(b - a for a, b in itertools.pairwise(times))
     dropped = sum(row["outcome"] == "dropped" for row in rows)
-    print(f"{name} at {fps:g} fps, queue {QUEUE}: next result after {gap * 1000:.0f} ms, {dropped} dropped")
+    print(f"{name} at {fps:g} fps, queue {queue}: next result after {gap * 1000:.0f} ms, {dropped} dropped")
 
 
 @pytest.mark.parametrize("fps", [30.0, 200.0])
@@ -57,7 +58,10 @@ def test_a_killed_worker_is_replaced_and_its_frame_run_again(tmp_path: Path, fps
         rig.wait(lambda: rig.running() == only and rig.worker() != first)
         rows = finish(rig, count)
         report("SIGKILL", fps, rows)
-        assert {row["outcome"] for row in rows} == {"ok"}
+        dropped = sum(row["outcome"] == "dropped" for row in rows)
+        assert {row["outcome"] for row in rows} <= {"ok", "dropped"}
+        assert rig.health()["source"]["dropped"] == dropped
+        assert fps > QUEUE or not dropped, "two seconds of frames fit the queue"
         assert rig.counts(only)["faults"]["crash"] == 1
 
 
@@ -119,7 +123,7 @@ def test_an_unconfirmed_model_that_fails_is_left_for_the_fallback(
         rig.link("fallback", old)
         rig.link("current", old if warm else new)
         rig.frames(glare_at(count, bad))
-        rig.start(fps=100.0, loop=False, queue=QUEUE, hang_s=1.0)
+        rig.start(fps=100.0, loop=False, queue=ROOMY, hang_s=1.0)
         if warm:  # the usual way: the old worker stays ready behind the new one
             rig.wait(lambda: rig.total("done") > 20)
             rig.link("current", new)
@@ -138,8 +142,8 @@ def test_an_unconfirmed_model_that_fails_is_left_for_the_fallback(
         left = rig.starts()["left"]
         assert (left["digest"], left["code"], left["link"]) == (new, code, rig.health()["link"])
         rows = finish(rig, count)
-        report(f"{code}, fallback {'warm' if warm else 'cold'}", 100.0, rows)
-        assert {row["outcome"] for row in rows} <= ({"ok", "dropped"} if code == "hang" else {"ok"})
+        report(f"{code}, fallback {'warm' if warm else 'cold'}", 100.0, rows, ROOMY)
+        assert {row["outcome"] for row in rows} == {"ok"}
         [again] = [row for row in rows if f":{bad}:" in row["frame"]]
         assert (again["outcome"], again["digest"]) == ("ok", old)
         assert rig.counts(new)["faults"][code] == 1
@@ -165,7 +169,7 @@ def test_a_frame_that_fails_on_both_blames_neither(tmp_path: Path, model: str) -
         rig.link("fallback", old)
         rig.link("current", new)
         rig.frames(glare_at(count, bad))
-        rig.start(fps=100.0, loop=False, queue=QUEUE)
+        rig.start(fps=100.0, loop=False, queue=ROOMY)
         rows = finish(rig, count)
         [faulted] = [row for row in rows if row["outcome"] == "faulted"]
         assert f":{bad}:" in faulted["frame"]
@@ -182,7 +186,7 @@ def test_nan_from_a_confirmed_model_costs_the_frame_alone(tmp_path: Path) -> Non
         only = rig.slot("hostile/nan_on_input.tflite", confirmed=True)
         rig.link("current", only)
         rig.frames(glare_at(200, 50, 51, 120))
-        rig.start(fps=100.0, loop=False, queue=QUEUE)
+        rig.start(fps=100.0, loop=False, queue=ROOMY)
         rig.wait(lambda: rig.running() == only)
         worker = rig.worker()
         rows = finish(rig, 200)
@@ -196,7 +200,7 @@ def test_frames_that_do_not_fit_are_refused_and_counted(tmp_path: Path) -> None:
         only = rig.slot("digits-1.1.0.tflite", confirmed=True)
         rig.link("current", only)
         rig.frames(np.zeros((40, 9, 9, 1), np.float32))
-        rig.start(fps=100.0, loop=False, queue=QUEUE)
+        rig.start(fps=100.0, loop=False, queue=ROOMY)
         rows = finish(rig, 40)
         assert {row["outcome"] for row in rows} == {"refused"}
         assert rig.counts(only)["refused"] == 40

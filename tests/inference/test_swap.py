@@ -26,7 +26,7 @@ def test_a_swap_under_load_loses_no_frame(tmp_path: Path) -> None:
         slots = [rig.slot(f"digits-{version}.tflite", confirmed=True) for version in ("1.0.0", "1.1.0")]
         rig.link("current", slots[0])
         rig.frames(rig.scans())
-        rig.start(fps=200.0, queue=64)
+        rig.start(fps=200.0, queue=400)
         rig.wait(lambda: rig.running() == slots[0])
         for turn in range(1, 9):
             rig.link("current", slots[turn % 2])
