@@ -101,10 +101,10 @@ def test_labels_of_forgotten_future_and_foreign_results_are_told_apart() -> None
     made = records(recent=2)
     for _ in range(3):
         decided(made, A, 1)
-    for name in ("e-1", "earlier-9", "e-99", "nonsense", "e-"):
+    for name in ("e-1", "earlier-9", "e-99", "nonsense", "e-", f"e-{10**30}"):
         assert made.label(name, label=1, right=None, running=B) is None
     labels = made.tally.of(B).labels
-    assert (labels["late"], labels["unknown"]) == (2, 3)
+    assert (labels["late"], labels["unknown"]) == (2, 4)
     short = records(horizon=-1e13)
     assert short.label(decided(short, A, 1), label=1, right=None, running=A) is None
     assert short.tally.of(A).labels["late"] == 1

@@ -8,7 +8,7 @@ from or what is done with them.
     buffer.take(want=True)            # the serving thread: a frame, or None after `ring`
 
 `drop-oldest`: the newest wins, the oldest waiting frame is handed to `on_drop`, so that every frame ends somewhere.
-`block`: the source waits.
+`block`: the source waits, until half of the queue is free again.
 """
 
 import threading
@@ -83,7 +83,8 @@ class FrameBuffer:
                 self._rung = False
                 return None
             frame = self._frames.popleft()
-            if self._block:
+            # Not for every frame: waking the source costs a switch of threads, which costs more than a small model.
+            if self._block and len(self._frames) <= self.capacity // 2:
                 self._space.notify()
             return frame
 

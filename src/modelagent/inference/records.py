@@ -12,9 +12,8 @@ Any thread may call.
 """
 
 import time
-from collections import OrderedDict
+from array import array
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from modelagent.inference.counters import Tally
 from modelagent.inference.decisions import Decision
@@ -22,10 +21,35 @@ from modelagent.inference.frames import Frame
 from modelagent.inference.results import Outlet, Row
 
 
-class _Result(NamedTuple):
-    digest: str
-    prediction: int | None
-    mono: float
+class _Recent:
+    """The last results, in arrays of fixed size: memory is the same after a minute and after a year."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._numbers = array("q", [0]) * capacity
+        self._predictions = array("q", [0]) * capacity
+        self._monos = array("d", [0.0]) * capacity
+        self._labelled = bytearray(capacity)
+        self._digests = [""] * capacity
+
+    def add(self, number: int, digest: str, prediction: int | None, mono: float) -> None:
+        place = number % self._capacity
+        self._numbers[place] = number
+        self._predictions[place] = -1 if prediction is None else prediction
+        self._monos[place] = mono
+        self._labelled[place] = 0
+        self._digests[place] = digest
+
+    def find(self, number: int) -> int | None:
+        """The place of a result, None when it is forgotten."""
+        place = number % self._capacity
+        return place if self._numbers[place] == number else None
+
+    def take(self, place: int) -> tuple[str, int, float, bool]:
+        """Digest, prediction, moment, and whether it had a label before; it has one now."""
+        before = bool(self._labelled[place])
+        self._labelled[place] = 1
+        return self._digests[place], self._predictions[place], self._monos[place], before
 
 
 class Records:
@@ -46,8 +70,7 @@ class Records:
         self._model = model
         self._epoch = epoch
         self._number = 0
-        self._recent: OrderedDict[str, _Result | None] = OrderedDict()  # None: has had its label
-        self._capacity = recent
+        self._recent = _Recent(recent)
         self._horizon = horizon
 
     def done(self, frame: Frame, digest: str, version: str, decision: Decision, latency_us: float) -> str:
@@ -59,9 +82,7 @@ class Records:
             counts = self.tally.of(digest)
             counts.busy(frame.mono)
             counts.decided(decision.prediction, decision.confidence, latency_us)
-            self._recent[name] = _Result(digest, decision.prediction, frame.mono)
-            if len(self._recent) > self._capacity:
-                self._recent.popitem(last=False)
+            self._recent.add(self._number, digest, decision.prediction, frame.mono)
         self.last = (name, wall)
         row = Row(
             name,
@@ -114,29 +135,26 @@ class Records:
         Returns:
             Whether the prediction was right; None when the label could not be joined.
         """
+        epoch, _, digits = name.rpartition("-")
+        number = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 19 else 0
         with self.tally.lock:
-            if name not in self._recent:
-                known = self._ours(name)
-                self.tally.of(running).labels["unknown" if known is None else "late"] += 1
+            place = self._recent.find(number) if epoch == self._epoch and number else None
+            if place is None:
+                # Of an earlier run, or no longer remembered; a number that was never given out is nobody's.
+                known = bool(epoch and number) and (epoch != self._epoch or number <= self._number)
+                self.tally.of(running).labels["late" if known else "unknown"] += 1
                 return None
-            result = self._recent[name]
-            if result is None:
-                self.tally.of(running).labels["duplicate"] += 1
+            digest, prediction, mono, before = self._recent.take(place)
+            labels = self.tally.of(digest).labels
+            if before:
+                labels["duplicate"] += 1
                 return None
-            if time.monotonic() - result.mono > self._horizon:
-                self.tally.of(result.digest).labels["late"] += 1
+            if time.monotonic() - mono > self._horizon:
+                labels["late"] += 1
                 return None
-            self._recent[name] = None
-            verdict = right if right is not None else label is not None and label == result.prediction
-            self.tally.of(result.digest).labels["right" if verdict else "wrong"] += 1
+            verdict = right if right is not None else label == prediction
+            labels["right" if verdict else "wrong"] += 1
             return verdict
-
-    def _ours(self, name: str) -> int | None:
-        """The number of a result that is no longer remembered (of this run or of an earlier one), or None."""
-        epoch, _, number = name.rpartition("-")
-        if not epoch or not number.isdecimal() or (epoch == self._epoch and int(number) > self._number):
-            return None
-        return int(number)
 
     def close(self, timeout: float) -> None:
         """Write out what waits."""
