@@ -155,35 +155,43 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o640, durable: bool = 
         sync_directory(path.parent)
 
 
-def append(path: Path, data: bytes, *, mode: int = 0o640) -> None:
-    """Append and sync; a failure takes back what was written of `data`, as far as the device lets it."""
+def append(path: Path, data: bytes, *, mode: int = 0o640, sync: bool = True) -> None:
+    """Append and sync; a failure takes back what was written of `data`, as far as the device lets it.
+
+    Without `sync` it survives the death of this process, and a power cut once the kernel has written it.
+    """
     point("append", path)
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         before = os.fstat(fd).st_size
         try:
             _write_all(fd, path, data)
-            point("fsync", path)
-            os.fsync(fd)
+            if sync:
+                point("fsync", path)
+                os.fsync(fd)
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(fd, before)
             raise
     finally:
         os.close(fd)
-    if before == 0:
+    if sync and before == 0:
         sync_directory(path.parent)
 
 
-def overwrite(path: Path, offset: int, data: bytes) -> None:
-    """Write `data` in place at `offset` of an existing file and sync. Not atomic: the caller keeps a second copy."""
+def overwrite(path: Path, offset: int, data: bytes, *, sync: bool = True) -> None:
+    """Write `data` in place at `offset` of an existing file and sync. Not atomic: the caller keeps a second copy.
+
+    Without `sync` it survives the death of this process, and a power cut once the kernel has written it.
+    """
     point("overwrite", path)
     fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.lseek(fd, offset, os.SEEK_SET)
         _write_all(fd, path, data)
-        point("fsync", path)
-        os.fsync(fd)
+        if sync:
+            point("fsync", path)
+            os.fsync(fd)
     finally:
         os.close(fd)
 

@@ -53,7 +53,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "unpin": Entry("pin", "unpin", "Follow the channel again."),
     "hold": Entry("pin", "hold", "Activate nothing new until resumed."),
     "resume": Entry("pin", "resume", "End a hold."),
-    "confirm": Entry("confirm", "confirm", "Vouch for the version on probation."),
+    "confirm": Entry("confirm", "confirm", "Vouch for the version on probation, without waiting for its judge."),
     "channel": Entry("channel", "channel", "Follow another channel of the repository."),
     "block": Entry("block", "block", "List, add and lift blocks."),
     "label": Entry("label", "label", "Say what a result should have been."),

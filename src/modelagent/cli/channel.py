@@ -19,8 +19,9 @@ from modelagent.errors import UsageError
 @click.argument("name", default="")
 @click.option("--reset", is_flag=True, help="Follow the settings' channel again.")
 def channel(frame: Frame, command: Command, *, name: str, reset: bool) -> NoReturn:
-    """Follow the channel NAME of the repository, until the settings' `channel` is edited.
+    """Follow another channel of the repository.
 
+    NAME is followed until the settings' `channel` is edited.
     A pin goes before any channel. What the channel left behind takes back stays taken back.
     """
     if bool(name) == reset:

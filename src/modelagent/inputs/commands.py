@@ -3,31 +3,33 @@
 This file knows the request's format, its limits and the one way every request is answered. It does not know how bytes
 travel, and executes nothing: what steers goes to the driver through `submit`, what only asks is answered by `view`.
 
-    desk = Desk(submit=driver.submit, view=driver.view, now=time.time)
+    desk = Desk(submit=driver.submit, view=driver.view, now=time.time, ledger=Ledger(state_dir / "commands"))
     desk.take(b'{"id":"7f3a","verb":"hold","model":"digits"}', origin="cli", limit=65536, reply=print)
 
 A request is one JSON object: `id` and `verb`, and as the verb needs them `model`, `argument`, `expires` (Unix
 seconds), `labels`. An unknown key is refused: a misspelt `expires` must not make a command that never expires.
 An answer is one JSON object: `id`, `status` (accepted, refused, done, failed), `reason`, and perhaps `code`,
-`result`, `duplicate`.
+`result`, `duplicate`. Both are described by `modelagent/schemas/{command,reply}.schema.json`.
 """
 
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from modelagent.core.events import Event, Instant, RevertWanted, Verb, Wanted
 from modelagent.errors import AgentError, UsageError
 from modelagent.inputs import EventFactory, Reply
 from modelagent.inputs.labels import Label, parse_labels
+from modelagent.inputs.ledger import Ledger
 
 VIEWS: Final = ("status", "history", "explain")  # change nothing, answered at once
 STEERING: Final = tuple(verb for verb in Verb.ALL if verb != Verb.CONFIG)
 OTHERS: Final = ("label", "reload")
-VERBS: Final = (*VIEWS, *STEERING, *OTHERS)
+WATCH: Final = "watch"  # status and every event from now on; where the caller can be told
+VERBS: Final = (*VIEWS, WATCH, *STEERING, *OTHERS)
 FINAL: Final = ("refused", "done", "failed")  # no further answer follows one of these
 _NEEDS_ARGUMENT: Final = (Verb.PIN, Verb.LIFT, Verb.BLOCK)
 _KEYS: Final = ("id", "verb", "model", "argument", "expires", "labels")
@@ -124,16 +126,32 @@ def parse_request(data: bytes, *, origin: str, limit: int) -> Request:
 class Desk:
     """Takes requests from any number of threads and sees that each one gets its answer."""
 
-    def __init__(self, *, submit: Submit, view: View, now: Callable[[], float]) -> None:
-        """Remember whom to ask; `now` gives Unix seconds, for expiry only."""
+    def __init__(self, *, submit: Submit, view: View, now: Callable[[], float], ledger: Ledger | None = None) -> None:
+        """Remember whom to ask; `now` gives Unix seconds, for expiry only. `ledger` None: answers kept in memory."""
         self._submit = submit
         self._view = view
         self._now = now
+        self._ledger = ledger if ledger is not None else Ledger(None)
 
-    def take(self, data: bytes, *, origin: str, limit: int, reply: Reply) -> None:
-        """Check one request and answer or submit it; the bytes may be anything. `limit` in bytes."""
+    def take(
+        self,
+        data: bytes,
+        *,
+        origin: str,
+        limit: int,
+        reply: Reply,
+        watch: Callable[[str], None] | None = None,
+    ) -> None:
+        """Check one request and answer or submit it; the bytes may be anything. `limit` in bytes.
+
+        `watch` is given the id of a request of the verb `watch`, and from then on owes its asker the news; None: the
+        way it came by has no news of its own.
+        """
         try:
             request = parse_request(data, origin=origin, limit=limit)
+            if request.verb not in (*VIEWS, WATCH) and (known := self._ledger.recall(request.id)) is not None:
+                reply({"id": request.id, **known, "duplicate": True})
+                return
             late = 0.0 if request.expires is None else self._now() - request.expires
             if late > 0:
                 raise RequestError(f"expired {late:.0f} s ago; send it again", code="expired", id=request.id)
@@ -143,10 +161,34 @@ class Desk:
         try:
             if request.verb in VIEWS:
                 reply(answer(request.id, "done", result=self._view(request)))
+            elif request.verb == WATCH:
+                self._watch(request, reply, watch)
             else:
-                self._submit(request, reply)
+                self._submit(request, self._kept(request, reply))
         except AgentError as error:
             reply(answer(request.id, "refused", error.message, code=error.code))
+
+    def _kept(self, request: Request, reply: Reply) -> Reply:
+        """The reply that also records the first answer. A failure is not recorded: nothing was done, so try again."""
+
+        def keep(document: Mapping[str, Any]) -> None:
+            if document.get("status") != "failed":
+                told = {key: document[key] for key in ("status", "reason", "code") if key in document}
+                self._ledger.keep(request.id, told)
+            reply(document)
+
+        return keep
+
+    def _watch(self, request: Request, reply: Reply, watch: Callable[[str], None] | None) -> None:
+        if watch is None:
+            why = "watch works through the control socket; here, subscribe to the event and status topics"
+            reply(answer(request.id, "refused", why, code="no-watch"))
+            return
+        question = replace(request, verb="status")
+        self._view(question)  # refuses what cannot be watched
+        watch(request.id)
+        # Asked for only now: what happens meanwhile is in it, or comes as news.
+        reply(answer(request.id, "accepted", result={"status": self._view(question)}))
 
 
 def _parse_json(data: bytes) -> dict[str, Any]:

@@ -5,6 +5,7 @@ This file knows the Unix socket, its lines and its time limits. It does not know
     with ControlServer(paths.control_socket, desk, group="modelagent"):
         ...
     ask(paths.control_socket, {"id": "7f3a", "verb": "status"}, timeout=5)      # {"id": "7f3a", "status": "done", ...}
+    server.broadcast({"event": {"kind": "activated", ...}})                     # to everyone who sent the verb watch
 
 One JSON object a line each way. One thread serves everybody and wakes only when there is something to do. A client
 that leaves a line unfinished or answers unread for `patience` seconds is shown the door; nobody else waits for it.
@@ -42,6 +43,7 @@ class _Client:
     incoming: bytearray = field(default_factory=bytearray)
     outgoing: bytearray = field(default_factory=bytearray)
     waiting: int = 0  # requests without a final answer
+    watching: str = ""  # the id of the request that asked for news
     closing: bool = False  # after the last byte is out
 
 
@@ -69,6 +71,8 @@ class ControlServer:
         self._clock = clock
         self._clients: set[_Client] = set()
         self._replies: deque[tuple[_Client, bytes, bool]] = deque()
+        self._news: deque[Mapping[str, Any]] = deque()
+        self._watchers = 0
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._listener: socket.socket | None = None
@@ -131,6 +135,21 @@ class ControlServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def watchers(self) -> int:
+        """How many are told the news; 0: making it up is not worth while."""
+        return self._watchers
+
+    def broadcast(self, document: Mapping[str, Any]) -> None:
+        """Tell everyone who watches; from any thread, returns at once, and costs nothing when nobody does.
+
+        `document` has the key `event` (an event's document) or `status` (as the verb status gives it). Who does not
+        read is parted from like any other who leaves answers unread.
+        """
+        if self._watchers:
+            self._news.append(document)
+            self._ring()
+
     # ---- the thread ------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
@@ -153,6 +172,7 @@ class ControlServer:
             for client in self._clients:
                 client.sock.close()
             self._clients.clear()
+            self._watchers = 0
 
     def _time_left(self) -> float | None:
         if not self._clients:
@@ -188,8 +208,10 @@ class ControlServer:
                 if data:
                     self._receive(client, data)
                 else:
-                    # The asker has said all; what it asked for is still answered, then the line is closed.
+                    # The asker has said all; what it asked for is still answered, then the line is closed. A
+                    # watcher is answered for ever, so for it this is the end.
                     client.closing = True
+                    client.waiting = 0 if client.watching else client.waiting
                     client.incoming.clear()
         except BlockingIOError:
             pass
@@ -217,7 +239,11 @@ class ControlServer:
             self._replies.append((client, _encode(document), document.get("status") in FINAL))
             self._ring()
 
-        self._desk.take(line, origin="cli", limit=MAX_LINE, reply=reply)
+        def watch(request: str) -> None:
+            self._watchers += not client.watching
+            client.watching = request
+
+        self._desk.take(line, origin="cli", limit=MAX_LINE, reply=reply, watch=watch)
 
     def _ring(self) -> None:
         with self._bell:
@@ -235,6 +261,13 @@ class ControlServer:
                     client.deadline = self._clock()
                 client.outgoing += data
                 client.waiting -= final
+        while self._news:
+            news = self._news.popleft()
+            for client in self._clients:
+                if client.watching and not client.closing:
+                    if not client.outgoing:
+                        client.deadline = self._clock()
+                    self._say(client, answer(client.watching, "accepted", result=news))
 
     def _dismiss(self, selector: selectors.BaseSelector) -> None:
         """Send what can be sent, and part from those who are done, gone or too slow."""
@@ -277,6 +310,7 @@ class ControlServer:
         if client.sock in selector.get_map():
             selector.unregister(client.sock)
         self._clients.discard(client)
+        self._watchers -= bool(client.watching)
         client.sock.close()
 
 

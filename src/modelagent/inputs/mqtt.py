@@ -3,37 +3,45 @@
 This file knows MQTT (5, and 3.1.1 where the broker is old), the topics, reconnecting and what is kept meanwhile. It
 does not know what a command does (the desk does) nor what an event means. The broker is trusted with nothing.
 
-    session = Session(settings.mqtt, device="box-17", groups=("lab",), desk=desk, draw=random.random)
+    session = Session(settings.mqtt, device="box-17", groups=("lab",), desk=desk, draw=random.random, keep=directory)
     session.start()                                   # returns at once; the broker may be down
     session.set_status({"running": {"digits": "1.1.0"}})
     session.report("event", {"id": "9f2c-1", "kind": "activated"})
 
 One thread owns the client; it sleeps in one epoll until the broker, a report or the keep-alive wants something. A new
-client object is made for each connection, so that only this file decides what is sent again: a report stays here until
-the broker has acknowledged it. A command is acknowledged when it has its first answer: if this process dies before, the
-broker delivers it again, and the command's id makes the repeat harmless.
+client object is made for each connection, so that only this file decides what is sent again. Three kinds of report:
+
+- an event waits in the outbox, on disk, until the broker has acknowledged it;
+- an answer waits in memory, and its command is acknowledged only when the broker has acknowledged the answer: if this
+  process dies before, the broker delivers the command again, and its id makes the repeat harmless;
+- of the status only the newest is ever sent, at every connection and whenever it changes. What the broker says in our
+  stead once we are gone is fixed when we connect, so a connection is made anew when what runs has changed since.
 """
 
 import json
 import logging
 import os
+import secrets
 import selectors
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from modelagent.inputs.broker import has_buffered, is_harmless, make_client, open_connection
 from modelagent.inputs.commands import Desk, answer
 from modelagent.inputs.config import Mqtt
+from modelagent.inputs.outbox import Outbox
 
 MAX_COMMAND: Final = 16 * 1024  # bytes
 MAX_REPORT: Final = 128 * 1024  # bytes; many brokers refuse more than 256 KiB
@@ -43,29 +51,41 @@ BACK_OFF_MAX_S: Final = 120.0
 STEADY_S: Final = 30.0  # a connection that lasted this long was a good one: the back-off starts anew
 CONNACK_S: Final = 10.0
 GOODBYE_S: Final = 2.0
+RENEW_S: Final = 10.0  # a connection is made anew for its will's sake at most this often
+SYNC_S: Final = 1.0  # with the broker away, reports of this long are made durable together
 _VERSION_REFUSED: Final = "unsupported protocol version"
 _log = logging.getLogger("modelagent.mqtt")
 
 
 @dataclass(frozen=True, slots=True)
 class SessionState:
-    """What `status` and `doctor` say of the broker. `dropped` counts reports lost to a full queue."""
+    """What `status` and `doctor` say of the broker.
+
+    `dropped` counts reports lost to a full queue, `refused` those that the broker's rules did not let pass; `outbox`
+    says what is wrong with the reports' place on disk, if anything is.
+    """
 
     connected: bool
     problem: str
     queued: int
     dropped: int
     refused: int
+    outbox: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Report:
-    """One message to send at least once. `kind`: reply, event or status."""
+    """One message to send at least once. `kind`: reply, event or status.
+
+    `number` is the outbox's, of an event; `answers` the delivery to acknowledge once a reply has arrived.
+    """
 
     kind: str
     topic: str
     payload: bytes
     correlation: bytes | None = None
+    number: int = 0
+    answers: "tuple[_Connection, int] | None" = None
 
 
 @dataclass(slots=True)
@@ -74,6 +94,9 @@ class _Connection:
 
     client: paho.Client
     protocol: MQTTProtocolVersion
+    since: float
+    runs: object = None  # what the will says runs
+    renewing: bool = False
     arrived: list[paho.MQTTMessage] = field(default_factory=list)
     in_flight: dict[int, _Report] = field(default_factory=dict)
     window: int = IN_FLIGHT
@@ -94,13 +117,30 @@ class Session:
         desk: Desk,
         draw: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        keep: Path | None = None,
     ) -> None:
-        """Nothing is opened yet. `draw` gives [0, 1) and spreads a fleet's reconnecting; `clock` counts seconds."""
+        """No connection is opened yet.
+
+        Args:
+            settings: the broker.
+            device: this device's id.
+            groups: the groups that it listens for.
+            desk: takes the commands.
+            draw: gives [0, 1) and spreads a fleet's reconnecting.
+            clock: counts seconds.
+            wall: Unix seconds, for the status.
+            keep: directory for the events that wait; None: they are kept in memory only.
+        """
         self._settings = settings
         self._device = device
+        self._groups = list(groups)
         self._desk = desk
         self._draw = draw
         self._clock = clock
+        self._wall = wall
+        self._outbox = Outbox(keep, most=settings.queue, most_bytes=settings.queue_kb * 1024)
+        self._epoch = secrets.token_hex(4)  # so that the status's ids never repeat
         self._base = f"{settings.prefix}/{device}"
         self._topics = [
             f"{self._base}/cmd",
@@ -109,9 +149,10 @@ class Session:
         ]
         self._lock = threading.Lock()  # guards what follows, up to the blank line
         self._replies: deque[_Report] = deque()
-        self._events: deque[_Report] = deque()
         self._acks: deque[tuple[_Connection, int]] = deque()
         self._status: Mapping[str, Any] = {}
+        self._status_since = wall()
+        self._status_count = 0
         self._status_due = False
         self._problem = "not connected yet"
         self._connected = False
@@ -143,6 +184,7 @@ class Session:
             # It hangs in name resolution or a handshake. It is a daemon thread and will see `_stopping`; its
             # descriptor stays open for it.
             return
+        self._outbox.sync()
         with self._lock:
             wake, self._wake = self._wake, -1
             os.close(wake)
@@ -153,26 +195,35 @@ class Session:
             if document == self._status:
                 return
             self._status = dict(document)
+            self._status_since = self._wall()
+            self._status_count += 1
             self._status_due = True
         self._ring()
 
     def report(self, tail: str, document: Mapping[str, Any]) -> None:
-        """Queue one event for `<prefix>/<device>/<tail>`; when the queue is full the oldest event goes, counted."""
-        self._queue(_Report("event", f"{self._base}/{tail}", _encode(document)))
+        """Queue one event for `<prefix>/<device>/<tail>`; when the queue is full the oldest event goes, counted.
+
+        When it returns the event survives the death of this process; see `outbox.py` for the rest.
+        """
+        self._outbox.put(tail, _encode(document))
+        self._ring()
 
     @property
     def state(self) -> SessionState:
         """What is known of the connection now."""
         with self._lock:
-            queued = len(self._replies) + len(self._events)
-            return SessionState(self._connected, self._problem, queued, self._dropped, self._refused)
+            queued = len(self._replies) + self._outbox.queued
+            dropped = self._dropped + self._outbox.dropped
+            return SessionState(self._connected, self._problem, queued, dropped, self._refused, self._outbox.problem)
 
-    def _queue(self, report: _Report) -> None:
+    def _reply(self, report: _Report) -> None:
         with self._lock:
-            (self._replies if report.kind == "reply" else self._events).append(report)
-            if len(self._replies) + len(self._events) > self._settings.queue:
-                (self._events or self._replies).popleft()
+            self._replies.append(report)
+            if len(self._replies) > self._settings.queue:
+                lost = self._replies.popleft()
                 self._dropped += 1
+                if lost.answers is not None:
+                    self._acks.append(lost.answers)
         self._ring()
 
     def _ring(self) -> None:
@@ -196,6 +247,8 @@ class Session:
                 problem = str(error) or type(error).__name__
             if connection is not None:
                 self._forget(connection)
+                if connection.renewing:
+                    continue
             self._note(problem)
             if self._stopping.is_set():
                 return
@@ -212,63 +265,36 @@ class Session:
             self._pause(min(BACK_OFF_MAX_S, 2.0 ** min(failures - 1, 10)) * (0.5 + self._draw()))
 
     def _pause(self, seconds: float) -> None:
-        until = self._clock() + seconds
+        until, due = self._clock() + seconds, float("inf")
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ)
             while not self._stopping.is_set() and (left := until - self._clock()) > 0:
-                if selector.select(left):
+                if selector.select(min(left, max(0.0, due - self._clock()))):
                     os.eventfd_read(self._wake)
+                    due = min(due, self._clock() + SYNC_S)
+                elif self._clock() >= due:
+                    due = float("inf")
+                    self._outbox.sync()
 
     def _connect(self, protocol: MQTTProtocolVersion) -> _Connection:
-        settings = self._settings
-        five = protocol == MQTTProtocolVersion.MQTTv5
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=f"{settings.prefix}-{self._device}".replace("/", "-"),
-            clean_session=None if five else False,
-            protocol=protocol,
-            reconnect_on_failure=False,
+        client = make_client(
+            self._settings,
+            f"{self._settings.prefix}-{self._device}".replace("/", "-"),
+            protocol,
+            persistent=True,
             manual_ack=True,
         )
-        if settings.username:
-            client.username_pw_set(settings.username, self._password())
-        if settings.tls.wanted:
-            client.tls_set(
-                ca_certs=None if settings.tls.ca is None else str(settings.tls.ca),
-                certfile=None if settings.tls.cert is None else str(settings.tls.cert),
-                keyfile=None if settings.tls.key is None else str(settings.tls.key),
-            )
+        with self._lock:
+            runs = _runs(self._status)
         client.will_set(f"{self._base}/status", self._status_payload(online=False), qos=1, retain=True)
-        connection = _Connection(client, protocol)
+        connection = _Connection(client, protocol, self._clock(), runs)
         self._listen(connection)
-        properties = None
-        if five:
-            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = SESSION_KEPT_S
-            properties.ReceiveMaximum = 100
-            properties.MaximumPacketSize = 1024 * 1024
-        client.connect(
-            settings.host,
-            settings.effective_port,
-            keepalive=int(settings.keepalive),
-            clean_start=False if five else paho.MQTT_CLEAN_START_FIRST_ONLY,
-            properties=properties,
-        )
+        open_connection(client, self._settings, session_s=SESSION_KEPT_S)
         return connection
-
-    def _password(self) -> str | None:
-        # Read anew for each connection: a rotated password needs no restart.
-        if self._settings.password_file is None:
-            return None
-        return self._settings.password_file.read_text(encoding="utf-8").partition("\n")[0].strip("\r")
 
     def _listen(self, connection: _Connection) -> None:
         """Callbacks only note what happened; everything is done in `_attend`, outside the library."""
         client = connection.client
-
-        def opened(_client: paho.Client, _data: object, sock: Any) -> None:
-            # Without it QoS 1 costs 88 ms a round trip (Nagle against delayed acknowledgements) instead of 0.4.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
         def connected(
             _client: paho.Client, _data: object, _flags: object, reason: ReasonCode, properties: Properties | None
@@ -293,7 +319,14 @@ class Session:
 
         def published(_client: paho.Client, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:
             report = connection.in_flight.pop(mid, None)
-            if report is not None and reason.is_failure:
+            if report is None:
+                return
+            if report.number:
+                self._outbox.done(report.number)
+            if report.answers is not None:
+                with self._lock:
+                    self._acks.append(report.answers)
+            if reason.is_failure:
                 # An access rule (135) or a quota: the same again would get the same answer.
                 with self._lock:
                     self._refused += 1
@@ -304,7 +337,6 @@ class Session:
         ) -> None:
             connection.lost = connection.lost or f"connection lost: {reason}"
 
-        client.on_socket_open = opened
         client.on_connect = connected
         client.on_subscribe = subscribed
         client.on_message = arrived
@@ -331,7 +363,7 @@ class Session:
                 limit = deadline if goodbye is None else goodbye
                 hasty = not connection.ready or goodbye is not None
                 wait = max(0.0, min(keepalive, limit - self._clock())) if hasty else keepalive
-                ready = selector.select(0 if _buffered(sock) else wait)
+                ready = selector.select(0 if has_buffered(sock) else wait)
                 for key, _ in ready:
                     if key.fd == self._wake:
                         os.eventfd_read(self._wake)
@@ -343,6 +375,7 @@ class Session:
                     connection.lost = f"no answer from the broker within {CONNACK_S:.0f} s"
                 if connection.ready:
                     self._send(connection)
+                    self._renew(connection)
                 if self._stopping.is_set():
                     if goodbye is None:
                         goodbye = self._clock() + GOODBYE_S
@@ -369,22 +402,17 @@ class Session:
         properties = message.properties
         wish = getattr(properties, "ResponseTopic", None)
         correlation = getattr(properties, "CorrelationData", None)
-        topic = wish if isinstance(wish, str) and _harmless(wish) else f"{self._base}/reply"
-        answered = False
+        topic = wish if isinstance(wish, str) and is_harmless(wish) else f"{self._base}/reply"
+        owed = (connection, message.mid) if message.qos else None
 
         def reply(document: Mapping[str, Any]) -> None:
-            nonlocal answered
+            nonlocal owed
             payload = _encode({**document, "device": self._device})
             if len(payload) > MAX_REPORT:
                 short = answer(str(document.get("id", "")), "failed", "the result is too large; ask for less")
                 payload = _encode({**short, "code": "oversized", "device": self._device})
-            self._queue(_Report("reply", topic, payload, correlation))
-            if not answered:
-                answered = True
-                if message.qos:
-                    with self._lock:
-                        self._acks.append((connection, message.mid))
-                    self._ring()
+            answers, owed = owed, None
+            self._reply(_Report("reply", topic, payload, correlation, answers=answers))
 
         if message.retain:
             reason = "a command must not be retained: it would come again at every connection; clear it"
@@ -394,23 +422,38 @@ class Session:
 
     def _send(self, connection: _Connection) -> None:
         while len(connection.in_flight) < connection.window and connection.client.socket() is not None:
-            with self._lock:
-                if self._status_due:
-                    self._status_due = False
-                    report = None
-                elif self._replies:
-                    report = self._replies.popleft()
-                elif self._events:
-                    report = self._events.popleft()
-                else:
-                    break
-            self._publish(connection, report or self._status_report(online=True))
+            report = self._next()
+            if report is None:
+                break
+            self._publish(connection, report)
         with self._lock:
             acks = list(self._acks)
             self._acks.clear()
         for owner, mid in acks:
             if owner is connection:
                 connection.client.ack(mid, 1)
+
+    def _next(self) -> _Report | None:
+        with self._lock:
+            status, self._status_due = self._status_due, False
+            if not status and self._replies:
+                return self._replies.popleft()
+        if status:
+            return self._status_report(online=True)
+        entry = self._outbox.take()
+        if entry is None:
+            return None
+        return _Report("event", f"{self._base}/{entry.tail}", entry.payload, number=entry.number)
+
+    def _renew(self, connection: _Connection) -> None:
+        """End a connection whose will would tell what no longer runs; the next one is made at once."""
+        with self._lock:
+            stale = _runs(self._status) != connection.runs and not (self._replies or self._status_due)
+        idle = not connection.in_flight and not self._outbox.queued and not connection.client.want_write()
+        if stale and idle and self._clock() - connection.since >= RENEW_S and not self._stopping.is_set():
+            connection.renewing = True
+            connection.lost = "made anew"
+            connection.client.disconnect()
 
     def _publish(self, connection: _Connection, report: _Report) -> None:
         properties = None
@@ -432,8 +475,9 @@ class Session:
             for report in reversed(connection.in_flight.values()):
                 if report.kind == "reply":
                     self._replies.appendleft(report)
-                elif report.kind == "event":
-                    self._events.appendleft(report)
+        self._outbox.give_back()
+        if not connection.renewing:
+            self._outbox.sync()
         connection.client.on_disconnect = None
         connection.client.disconnect()
         sock = connection.client.socket()
@@ -445,8 +489,20 @@ class Session:
 
     def _status_payload(self, *, online: bool) -> bytes:
         with self._lock:
-            document = self._status if online else {}
-        return _encode({"schema": 1, "device": self._device, "online": online, **document})
+            document, number = self._status, self._status_count
+            at = self._status_since if online else self._wall()
+        return _encode(
+            {
+                "schema": 1,
+                "id": f"{self._epoch}-s{number}" + ("" if online else "-off"),
+                "device": self._device,
+                "groups": self._groups,
+                "online": online,
+                "time": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),
+                "dropped": self.state.dropped,
+                **document,
+            }
+        )
 
     def _note(self, problem: str, *, connected: bool = False) -> None:
         """Remember what is wrong, and log it when it changes: a broker that is away for a week is one line."""
@@ -462,20 +518,12 @@ class Session:
             _log.info("broker %s: connected", where)
 
 
-def _harmless(topic: str) -> bool:
-    """Whether answers may go where the asker says: never to a command topic, which would make us its author."""
-    return (
-        0 < len(topic) <= 512
-        and not topic.startswith("$")
-        and not any(character in topic for character in "+#\0")
-        and not topic.endswith(("/cmd", "/status"))
-    )
-
-
-def _buffered(sock: object) -> bool:
-    """Whether TLS holds bytes that epoll cannot see."""
-    pending = getattr(sock, "pending", None)
-    return pending is not None and pending() > 0
+def _runs(status: Mapping[str, Any]) -> object:
+    """The part of a status that a will must not get wrong: which version of which model."""
+    models = status.get("models")
+    if not isinstance(models, Mapping):
+        return None
+    return {name: entry.get("running") for name, entry in models.items() if isinstance(entry, Mapping)}
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:

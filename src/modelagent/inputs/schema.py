@@ -355,7 +355,9 @@ class Limits(Section):
     max_store_mb: Megabytes = Field(default=2048, description="size of the store")
     attempts: int = Field(default=5, ge=1, le=1000, description="tries without progress before a longer pause")
     back_off: Duration = Field(default=30.0, ge=0.1, le=86400, description="pause after a failure, doubling up to 6 h")
-    postpone: Duration = Field(default=3600.0, ge=1, le=7 * 86400, description="the longer pause, doubling up to a week")
+    postpone: Duration = Field(
+        default=3600.0, ge=1, le=7 * 86400, description="the longer pause, doubling up to a week"
+    )
     canary: CanaryLimits = CanaryLimits()
 
 
@@ -394,6 +396,7 @@ class Mqtt(Section):
         description="first part of every topic",
     )
     queue: int = Field(default=1000, ge=1, le=100_000, description="reports that may wait for the broker")
+    queue_kb: int = Field(default=2048, ge=64, le=1_000_000, description="size of the reports that may wait")
     tls: Tls = Tls()
 
     @property
