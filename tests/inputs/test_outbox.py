@@ -283,14 +283,11 @@ def test_kill_minus_nine_loses_no_report_that_was_put(tmp_path: Path) -> None:
     assert process.stdout is not None
     said: list[tuple[str, int]] = []
     for line in process.stdout:
-        word, number = line.split()
-        said.append((word.decode(), int(number)))
+        if line.endswith(b"\n"):  # the last one may have been cut
+            word, number = line.split()
+            said.append((word.decode(), int(number)))
         if len(said) == 500:
             os.kill(process.pid, signal.SIGKILL)
-            break
-    for line in process.stdout:
-        word, number = line.split()
-        said.append((word.decode(), int(number)))
     process.stdout.close()
     process.wait()
     put = [number for word, number in said if word == "put"]

@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -324,13 +324,13 @@ def ask(path: Path, request: Mapping[str, Any], timeout: float) -> dict[str, Any
     raise SourceError(f"{path}: the updater closed the connection without an answer; try again", code="no-answer")
 
 
-def converse(path: Path, request: Mapping[str, Any], timeout: float) -> Iterator[dict[str, Any]]:
-    """Send one request and yield its answers up to the final one (refused, done, failed).
+def converse(path: Path, request: Mapping[str, Any], timeout: float | None) -> Generator[dict[str, Any], None, None]:
+    """Send one request and yield its answers up to the final one (refused, done, failed); `watch` has none.
 
     Args:
         path: the socket.
         request: a JSON-like object with `id` and `verb`.
-        timeout: seconds to wait for each answer.
+        timeout: seconds to wait for each answer; None: for ever.
 
     Raises:
         DeviceError: `down` nobody listens, `forbidden` no permission, `no-answer` none in time.
@@ -364,7 +364,8 @@ def converse(path: Path, request: Mapping[str, Any], timeout: float) -> Iterator
             ) from error
         except TimeoutError as error:
             raise DeviceError(
-                f"{path}: no answer within {timeout:g} s; the updater may be busy: look at its log", code="no-answer"
+                f"{path}: no answer within {timeout or 0:g} s; the updater may be busy: look at its log",
+                code="no-answer",
             ) from error
         except OSError as error:
             raise DeviceError(f"{path}: {error.strerror or error}", code="no-answer") from error
