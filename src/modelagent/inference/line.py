@@ -38,6 +38,9 @@ from modelagent.inference.workers import Loader, Worker
 _log = logging.getLogger(__name__)
 
 _SOURCE_PAUSE = 1.0  # seconds before a broken source is tried again, doubling to a minute
+_PATIENCE = 10.0  # seconds beyond the longest inference before a frame counts as overdue
+_SILENCE = 30.0  # seconds without a frame from a source that states a rate, at least
+_MISSED = 100  # frames that such a source may be late by
 
 
 class Line:
@@ -85,6 +88,7 @@ class Line:
         )
         self._spool = Spool(options.labels_dir)
         self._halt = threading.Event()
+        self._delivered: float | None = None  # when the source last gave a frame; None: it is not being asked
         self._feeder: threading.Thread | None = None
         self._sequence = 0
         self._written: tuple[Any, ...] | None = None
@@ -120,9 +124,30 @@ class Line:
         self.write_health()
 
     def alive(self, now: float) -> bool:
-        """Whether the serving thread makes progress, or has good reason to wait."""
+        """Whether there is progress, or a good reason for none: what systemd's watchdog is fed by.
+
+        Progress is a frame that was finished, or a look at the queue that found none waiting. A frame that waits
+        without a worker that could take it is no fault of ours (no model yet, one that is loading or refused); a
+        frame that waits before a worker that serves is overdue. So is a source that states a rate and gives nothing.
+        """
         worker = self.handover.active
-        return now - self.server.beat < 10.0 + (worker.hang_s if worker is not None else 0.0)
+        patience = _PATIENCE + (worker.hang_s if worker is not None else 0.0)
+        if now - self.server.beat >= patience:
+            return False
+        if self.handover.running is not None and now - self.server.progress >= patience:
+            return False
+        return not self._source_overdue(now)
+
+    def _source_overdue(self, now: float) -> bool:
+        source, since = self._source, self._delivered
+        if source is None or not source.rate_fps or since is None or len(self.buffer):
+            return False
+        return now - since >= max(_SILENCE, _MISSED / source.rate_fps)
+
+    def describe(self) -> str:
+        """What runs, or why nothing does, in a few words."""
+        running = self.handover.running
+        return self.handover.idle if running is None else f"{running.slot.manifest.version} runs"
 
     def stop(self, deadline: float) -> None:
         """End everything by `deadline` (seconds since boot): frames that wait are recorded as dropped."""
@@ -150,15 +175,22 @@ class Line:
         pause = _SOURCE_PAUSE
         while not self._halt.is_set():
             begun = time.monotonic()
+            self._delivered = begun
             try:
-                source.run(self.buffer.put, self._halt)
+                source.run(self._take_in, self._halt)
+                self._delivered = None
                 return
             except SourceError as error:
+                self._delivered = None  # broken, and known to be: no silence to wonder about
                 if time.monotonic() - begun > 60.0:
                     pause = _SOURCE_PAUSE
                 _log.warning("%s: %s; trying again in %.0f s", self.options.name, error, pause)
                 self._halt.wait(pause)
                 pause = min(60.0, pause * 2)
+
+    def _take_in(self, frame: Frame) -> None:
+        self.buffer.put(frame)
+        self._delivered = time.monotonic()
 
     def _dropped(self, frame: Frame) -> None:
         worker = self.handover.active

@@ -17,17 +17,18 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from modelagent.errors import DeviceError
+from modelagent.errors import AgentError, DeviceError
 from modelagent.inference.line import Line
-from modelagent.inference.notify import notify
-from modelagent.inference.options import LoopOptions
+from modelagent.inference.options import LoopOptions, ModelOptions
 from modelagent.inference.watch import Watch
 from modelagent.inference.workers import Loader
+from modelagent.inputs.config import load, remember
 from modelagent.inputs.schema import Settings
+from modelagent.notify import notify
 
 _log = logging.getLogger(__name__)
 
@@ -47,31 +48,45 @@ def run_inference(settings: Settings) -> int:
             cannot be made.
         UsageError: `config`.
     """
-    return run(LoopOptions.from_settings(settings))
+    return run(LoopOptions.from_settings(settings), reread=lambda: _reread(settings))
 
 
-def run(options: LoopOptions) -> int:
-    """See `run_inference`; takes plain options."""
+def run(options: LoopOptions, *, reread: Callable[[], LoopOptions] | None = None) -> int:
+    """See `run_inference`; takes plain options. `reread` gives newer ones when SIGHUP asks, or raises AgentError."""
     sys.setswitchinterval(_SWITCH)
     with _locked(options.lock):
-        return Loop(options).run()
+        return Loop(options, reread=reread).run()
+
+
+def _reread(started: Settings) -> LoopOptions:
+    """The options that the settings file asks for now; the directories stay those that we hold the lock of."""
+    settings = load(Path(os.environ.get("MODELAGENT_CONFIG", "/etc/modelagent/modelagent.toml")))
+    if settings.paths != started.paths:
+        raise DeviceError("paths: found a change, which needs a restart; the rest waits for it too", code="restart")
+    with contextlib.suppress(OSError):  # a full disk must not keep a good edit from taking effect
+        remember(settings, settings.paths.inference_dir)
+    return LoopOptions.from_settings(settings)
 
 
 class Loop:
     """The main thread's loop."""
 
-    def __init__(self, options: LoopOptions) -> None:
+    def __init__(self, options: LoopOptions, *, reread: Callable[[], LoopOptions] | None = None) -> None:
         self._stop = False
+        self._hung_up = False
+        self._reread = reread
         # A pipe, not an eventfd: a signal's arrival is announced by one byte (signal.set_wakeup_fd).
         self._woken_fd, self._wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._watch = Watch()
         self._loader = Loader()
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        self._lines = [self._line(model) for model in options.models]
+
+    def _line(self, model: ModelOptions) -> Line:
+        # An epoch for each line: counts of one that a reload made anew begin anew for the reader too.
         epoch = secrets.token_hex(8)
         try:
-            self._lines = [
-                Line(model, self._loader, boot_id=boot_id, epoch=epoch, wake=self._wake) for model in options.models
-            ]
+            return Line(model, self._loader, boot_id=self._boot_id, epoch=epoch, wake=self._wake)
         except OSError as error:
             raise DeviceError(
                 f"{error.filename}: {error.strerror}; correct [paths] or permissions", code="directory"
@@ -80,13 +95,14 @@ class Loop:
     def run(self) -> int:
         """Until told to stop."""
         before = {number: signal.signal(number, self._told) for number in (signal.SIGTERM, signal.SIGINT)}
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._hang_up)
         old_fd = signal.set_wakeup_fd(self._wake_fd, warn_on_full_buffer=False)
         try:
             for line in self._lines:
                 line.start()
             gc.collect()
             gc.freeze()  # what exists now lives as long as we: later collections need not look at it
-            notify("READY=1", f"STATUS=serving {len(self._lines)} model(s)")
+            notify("READY=1", self._status())
             self._loop()
         finally:
             notify("STOPPING=1")
@@ -98,8 +114,12 @@ class Loop:
 
     def _loop(self) -> None:
         tick = time.monotonic()
+        status = ""
         while not self._stop:
             now = time.monotonic()
+            if self._hung_up:
+                self._hung_up = False
+                self._reload()
             if now >= tick:
                 tick = now + _TICK
                 for line in self._lines:
@@ -108,12 +128,43 @@ class Loop:
                     line.tick(now)
                 if all(line.alive(now) for line in self._lines):
                     notify("WATCHDOG=1")
+                if status != self._status():
+                    status = self._status()
+                    notify(status)
             changed = self._wait(tick - now)
             now = time.monotonic()
             self._loader.step(now)
             for line in self._lines:
                 line.step(now, looked=changed)
             self._loader.step(now)  # what the lines have just asked for
+
+    def _status(self) -> str:
+        """One line for systemctl status."""
+        said = "; ".join(f"{line.options.name}: {line.describe()}" for line in self._lines)
+        return f"STATUS={said or 'no model configured'}"
+
+    def _reload(self) -> None:
+        """Take up newer settings: a line whose options changed is made anew, the others do not notice."""
+        if self._reread is None:
+            return
+        notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            wanted = {model.name: model for model in self._reread().models}
+            kept = [line for line in self._lines if wanted.get(line.options.name) == line.options]
+            gone = [line for line in self._lines if line not in kept]
+            for line in gone:
+                line.stop(time.monotonic() + _STOP)
+            self._lines = kept
+            names = {line.options.name for line in kept}
+            for model in (model for name, model in wanted.items() if name not in names):
+                line = self._line(model)
+                self._lines.append(line)
+                line.start()
+            changed = ", ".join(sorted({line.options.name for line in gone} | (wanted.keys() - names)))
+            _log.info("settings read again; changed: %s", changed or "nothing for inference")
+        except AgentError as error:
+            _log.error("settings refused, the last good ones stay: %s", error.message)
+        notify("READY=1", self._status())
 
     def _wait(self, timeout: float) -> bool:
         """Sleep until something is to be done; True when a directory has changed."""
@@ -148,6 +199,9 @@ class Loop:
 
     def _told(self, _number: int, _frame: object) -> None:
         self._stop = True
+
+    def _hang_up(self, _number: int, _frame: object) -> None:
+        self._hung_up = True
 
     def _end(self) -> None:
         deadline = time.monotonic() + _STOP

@@ -82,7 +82,8 @@ class Server:
     def __init__(
         self, name: str, buffer: FrameBuffer, records: Records, shadow: Shadow, post: Callable[[Event], None]
     ) -> None:
-        self.beat = time.monotonic()
+        self.beat = time.monotonic()  # the thread came round
+        self.progress = self.beat  # a frame was finished, or none waited
         self._buffer = buffer
         self._records = records
         self._shadow = shadow
@@ -133,12 +134,16 @@ class Server:
             worker = self._worker
             if worker is not None and self._held is not None:
                 self._run_again(worker, self._held)
+                self.progress = time.monotonic()
                 continue
             frame = self._buffer.take(want=worker is not None and not self._waiting, timeout=_BEAT)
+            if frame is None and not len(self._buffer):
+                self.progress = time.monotonic()
             if worker is None:
                 continue
             if frame is not None:
                 self._serve(worker, frame)
+                self.progress = time.monotonic()
             elif self._hand is None and not worker.child.alive():
                 self._fail(worker, "crash", "the worker ended while it waited for a frame")
         if self._held is not None:
