@@ -100,13 +100,13 @@ def test_a_confirmed_model_that_dies_again_and_again_is_restarted_more_and_more_
             running = rig.health().get("running")
             if running and (not seen or seen[-1][0] != running["worker_pid"]):
                 seen.append((running["worker_pid"], running["since_mono"]))
-            return len(seen) >= 6
+            return len(seen) >= 4
 
         rig.wait(restarted, 30.0)
         waits = [later[1] - earlier[1] for earlier, later in itertools.pairwise(seen)]
-        assert waits[-1] > waits[0] + 0.3, waits
+        assert waits[-1] > waits[0] + 0.15, waits
         assert rig.health()["source"]["dropped"] == 0, "the source waits"
-        assert rig.counts(bad)["faults"]["crash"] >= 4
+        assert rig.counts(bad)["faults"]["crash"] >= 3
         assert rig.counts(bad)["faulted"] == 0, "each frame had its result from the next worker"
         assert rig.stop() == 0
 
