@@ -33,6 +33,7 @@ from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _PR_SET_NO_NEW_PRIVS: Final = 38
+OTHER_VERSION: Final = 75  # exit status of a worker whose program is not its parent's version (EX_TEMPFAIL)
 _LOST_PARENT: Final = 70  # exit status of a child whose parent was gone before it could bind itself
 _LOWEST: Final = 19  # nice
 

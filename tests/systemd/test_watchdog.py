@@ -153,3 +153,22 @@ def test_ready_status_watchdog_and_reload_over_the_notify_socket(unit: Unit) -> 
     assert unit.rate() == 80.0, "a bad edit changes nothing"
     before = unit.rig.health()["seq"]
     unit.rig.wait(lambda: unit.rig.health()["seq"] > before)
+
+
+@pytest.mark.process
+def test_a_worker_of_another_version_ends_the_loop_and_blames_no_model(tmp_path: Path) -> None:
+    other = tmp_path / "worker.py"
+    other.write_text(
+        "import json, sys, modelagent\n"
+        "modelagent.__version__ = '99.0.0'\n"
+        "from modelagent.inference import worker\n"
+        "worker.main(json.loads(sys.argv[1]))\n"
+    )
+    with Rig(tmp_path / "rig") as rig:
+        rig.link("current", rig.slot("digits-1.0.0.tflite", confirmed=False))
+        rig.frames(rig.scans())
+        rig.start(fps=50.0, worker_argv=[sys.executable, str(other)])
+        assert rig.process is not None
+        assert rig.process.wait(20) == 1
+        assert "modelagent was replaced while it ran" in rig.log()
+        assert not rig.health().get("refused")

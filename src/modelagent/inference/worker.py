@@ -5,7 +5,7 @@ out (`answers.py`), nor links, policies or the network. A model that crashes or 
 nothing else, so the loop and the canary both run models only through it.
 
     python -m modelagent.inference.worker '{"ctl": 5, "memory": null, "request": null, "reply": null,
-        "parent": 4711, "nice": 19, "sandbox": true, "limits": {"memory_mb": 400, "cpu_s": 60}}'
+        "parent": 4711, "version": "0.1.0", "nice": 19, "sandbox": true, "limits": {"memory_mb": 400, "cpu_s": 60}}'
 
 Commands are single JSON packets on the inherited `ctl` socket (AF_UNIX, SOCK_SEQPACKET), each answered by one packet
 with "ok"; a refusal has "code" and "reason":
@@ -30,7 +30,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from modelagent.children import Limits, bind_to_parent, limit_self
+from modelagent import __version__
+from modelagent.children import OTHER_VERSION, Limits, bind_to_parent, limit_self
 
 _MIB: Final = 1024 * 1024
 
@@ -50,6 +51,11 @@ def _limits(argument: Mapping[str, Any]) -> tuple[Limits, int | None]:
 def main(argument: Mapping[str, Any]) -> None:
     """Bind to the parent, give up what is not needed, import the runtime, answer commands."""
     bind_to_parent(int(argument["parent"]))
+    expected = argument.get("version", __version__)
+    if expected != __version__:
+        # The program was replaced under a running parent: half of one version and half of another is neither.
+        print(f"this worker is modelagent {__version__}, its parent is {expected}", file=sys.stderr)
+        raise SystemExit(OTHER_VERSION)
     sandbox = bool(argument["sandbox"])
     early, memory_mb = _limits(argument)
     limit_self(

@@ -22,7 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from modelagent.children import Child, describe_exit, spawn
+from modelagent import __version__
+from modelagent.children import OTHER_VERSION, Child, describe_exit, spawn
 from modelagent.errors import DeviceError, ModelError
 from modelagent.inference.decisions import Decider
 from modelagent.inference.exchange import ParentSide
@@ -85,6 +86,7 @@ class Worker:
             "request": request,
             "reply": reply,
             "parent": os.getpid(),
+            "version": __version__,
             "nice": nice,
             "sandbox": False,
             "limits": None,
@@ -248,6 +250,12 @@ class Loader:
         if answer is None:
             if not worker.child.alive():
                 self._load = self._worker = None
+                if worker.child.returncode == OTHER_VERSION:
+                    # No fault of the model, and no later load could end otherwise.
+                    raise DeviceError(
+                        f"modelagent was replaced while it ran ({worker.end()}); it ends, to be started again",
+                        code="replaced",
+                    )
                 self._finish(load, now, code="crash", reason=f"the worker ended while loading ({worker.end()})")
             elif now >= self._deadline:
                 self._stop()

@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeGuard
 
+from modelagent import __version__
 from modelagent.children import Child, Limits, describe_exit, spawn
 from modelagent.core.verdicts import CanaryVerdict
 from modelagent.errors import DeviceError, ModelError
@@ -225,6 +226,7 @@ class _Bench:
             "request": None,
             "reply": None,
             "parent": os.getpid(),
+            "version": __version__,
             "nice": 19,
             "sandbox": True,
             "limits": limits,
