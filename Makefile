@@ -1,5 +1,5 @@
 # Front door to the scripts; each of them also works alone, from a fresh clone.
-.PHONY: help demo test test-fast test-all check format bench clean distclean
+.PHONY: help demo test test-fast test-all check format bench deb clean distclean
 .DEFAULT_GOAL := help
 python := .venv/bin/python
 
@@ -33,6 +33,9 @@ format: ## let ruff put the sources in order
 bench: ## measure; ONLY=name,... for some; writes build/bench.json
 	@script/setup dev
 	$(python) benchmarks/run.py $(if $(ONLY),--only $(ONLY))
+
+deb: ## the Debian package, in build/; DEB="--arch arm64" for other machines
+	@script/deb $(DEB)
 
 clean: ## remove what was built and cached
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
