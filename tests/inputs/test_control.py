@@ -323,3 +323,12 @@ def test_any_bytes_on_the_socket_leave_it_serving(path: Path, pieces: list[bytes
             answers = [json.loads(each) for each in file]
         assert answers[-1]["id"] == "last"
         assert all(a["status"] == "refused" for a in answers[:-1])
+
+
+def test_a_path_longer_than_a_socket_address_serves_all_the_same(tmp_path: Path) -> None:
+    directory = tmp_path / ("d" * 120)
+    directory.mkdir()
+    path = directory / "control.sock"
+    desk = Desk(submit=lambda _request, _reply: None, view=lambda _request: {"fine": True}, now=lambda: 0.0)
+    with ControlServer(path, desk):
+        assert ask(path, {"id": "1", "verb": "status"}, timeout=5)["result"] == {"fine": True}

@@ -209,6 +209,7 @@ def _contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--canary", type=_FILE, help="An .npz: input_0, input_1, ... and labels (int64)."),
         click.option("--labels", type=_FILE, help="Class names: a JSON list, or one a line."),
         click.option("--warmup", type=_FILE, help="An .npz: input_0, ... to warm the model up with."),
+        click.option("--softmax", is_flag=True, help="The outputs are logits: devices turn them into probabilities."),
         click.option("--margin", default=0.05, show_default=True, help="Loss of accuracy that is tolerated."),
         click.option("--confidence", default=0.95, show_default=True, help="One-sided, of the canary's verdict."),
         click.option("--floor-accuracy", default=0.0, show_default=True, help="Accuracy below which it never runs."),
@@ -310,8 +311,8 @@ def _document(
         "inputs": tensors["inputs"],
         "outputs": tensors["outputs"],
         "labels": labels,
-        "preprocess": {},
-        "postprocess": {},
+        "preprocess": {"kind": "none"},
+        "postprocess": _postprocess(options),
         "canary": {
             "metric": "accuracy",
             "margin": options["margin"],
@@ -325,6 +326,13 @@ def _document(
     if options["number"] is not None:
         document["number"] = options["number"]
     return _merged(document, extra), files
+
+
+def _postprocess(options: dict[str, Any]) -> dict[str, Any]:
+    """A canary set with labels is a classifier's; without one nothing is assumed of the outputs."""
+    if options["canary"] is None and options["labels"] is None:
+        return {"kind": "raw"}
+    return {"kind": "classification", "softmax": options["softmax"]}
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -33,6 +33,7 @@ MAX_LINE: Final = 64 * 1024  # bytes
 MAX_UNREAD: Final = 4 * 1024 * 1024  # bytes of answers that a client may leave unread
 MAX_CLIENTS: Final = 64
 _CHUNK: Final = 65536
+_ADDRESS_MAX: Final = 107  # bytes
 _log = logging.getLogger("modelagent.control")
 
 
@@ -88,7 +89,8 @@ class ControlServer:
         try:
             with contextlib.suppress(FileNotFoundError):
                 prepared.unlink()
-            listener.bind(str(prepared))
+            with _address(prepared) as address:
+                listener.bind(address)
             prepared.chmod(self._mode)
             if self._group:
                 os.chown(prepared, -1, grp.getgrnam(self._group).gr_gid)
@@ -338,7 +340,8 @@ def converse(path: Path, request: Mapping[str, Any], timeout: float | None) -> G
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
         try:
-            sock.connect(str(path))
+            with _address(path) as address:
+                sock.connect(address)
             sock.sendall(_encode(request))
             buffer = bytearray()
             while True:
@@ -369,6 +372,19 @@ def converse(path: Path, request: Mapping[str, Any], timeout: float | None) -> G
             ) from error
         except OSError as error:
             raise DeviceError(f"{path}: {error.strerror or error}", code="no-answer") from error
+
+
+@contextlib.contextmanager
+def _address(path: Path) -> Iterator[str]:
+    """The path as a socket address, of at most 107 bytes (unix(7)); a longer one goes through its directory."""
+    if len(os.fsencode(path)) <= _ADDRESS_MAX:
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:
