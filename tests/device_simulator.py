@@ -185,6 +185,7 @@ class Device:
         self.produced: Counter[tuple[str, Link]] = Counter()  # frames done under each link, by the activated version
         self.heard: list[tuple[str, Event]] = []  # every health event ever, for late and duplicate delivery
         self.landed: list[tuple[str, Event]] = []  # every answer ever
+        self.fit_then: dict[str, set[str]] = {m: set() for m in models}  # what was fit when links were last ordered
         self.after_step: Callable[[str, State, Event, State, tuple[effects.Effect, ...]], None] | None = None
 
     # -- clocks ------------------------------------------------------------------------------------------------
@@ -365,30 +366,32 @@ class Device:
 
     # -- the updater: its loop ---------------------------------------------------------------------------------
 
-    def tick(self, seconds: float = 1.0) -> None:
-        """Let time pass for everybody; start the updater where it is down."""
+    def tick(self, seconds: float = 1.0, *, drain: bool = True) -> None:
+        """Let time pass for everybody; start the updater where it is down. Without `drain` the hands lie still."""
         self.pass_time(seconds)
         for model in self.models:
             self.live(model, seconds)
         if not self.up:
             self.start()
+        if not self.up:
+            return
         try:
             for model in self.models:
                 for event in self.health(model):
                     self.turn(model, event)
             for model in self.models:
                 self.turn(model, Elapsed(self.now, self.draw))
-            while self.work():
+            while drain and self.work():
                 pass
         except Killed:
             self._die()
 
     def settle(self, limit: float = 4000.0, *, patience: int = 4) -> None:
         """Until every model is at rest, for `patience` seconds in a row."""
-        end, quiet = self.wall + limit, 0
+        start, quiet = self.wall, 0
         while quiet < patience:
-            assert self.wall < end, f"never at rest: {self.describe()}"
-            self.tick()
+            assert self.wall < start + limit, f"never at rest: {self.describe()}"
+            self.tick(1.0 if self.wall < start + 100 else 4.0)
             quiet = quiet + 1 if self.at_rest() else 0
 
     def at_rest(self) -> bool:
@@ -406,6 +409,19 @@ class Device:
         while not reached(self):
             assert self.wall < end, f"never came to it: {self.describe()}"
             self.tick()
+
+    def phase(self, model: str) -> Phase | None:
+        """Where the model's deployment stands; None while the updater is down."""
+        return self.states[model].phase if self.up else None
+
+    def reach(self, model: str, phase: Phase, limit: float = 300.0) -> None:
+        """Go on step by step, and stop in that phase, its effect still under way."""
+        end = self.wall + limit
+        while self.phase(model) is not phase:
+            assert self.wall < end, f"never came to {phase}: {self.describe()}"
+            self.tick(1.0, drain=False)
+            while self.up and self.phase(model) is not phase and self.work():
+                pass
 
     def turn(self, model: str, event: Event) -> None:
         """One event, and as many looks as the machine asks for."""
@@ -428,12 +444,20 @@ class Device:
             self.after_step(model, old, event, new, orders)
         self._carry_out(model, orders)
 
-    def ask(self, model: str, event: Event) -> Answers:
+    def deliver(self, model: str, event: Event) -> None:
+        """Bring an event by hand, for instance one that comes late."""
+        try:
+            self.turn(model, event)
+        except Killed:
+            self._die()
+
+    def ask(self, model: str, event: Event, state: State | None = None) -> Answers:
         """What policies, judge and device say."""
-        state = self.states[model]
+        state = state or self.states[model]
         others = [s for m, s in self.states.items() if m != model]
         due = state.watch.last_try + self.interval
-        check: Verdict = Allow() if state.watch.asked or self.wall >= due else Wait(due, "not due yet")
+        set_back = self.wall < state.watch.last_try  # a clock set back must not put the next check off for years
+        check: Verdict = Allow() if state.watch.asked or set_back or self.wall >= due else Wait(due, "not due yet")
         return Answers(
             may_check=self.gates.get("check", check),
             may_acquire=self.gates.get("acquire", Allow()),
@@ -480,6 +504,9 @@ class Device:
                 case _:
                     if isinstance(order, COSTLY):
                         self.spent.append((self.wall, model, type(order).__name__))
+                    state = self.states[model]
+                    fit = (s.release for s in state.slots if s.confirmed and not block_reason(state, s.release))
+                    self.fit_then[model] = {known.digest for known in fit}
                     self.queues.setdefault(_hand(model, order), deque()).append(Work(model, order))
 
     def _abandon(self, model: str, target: int) -> None:
@@ -492,9 +519,18 @@ class Device:
         self.landed.append((model, event))
         self.inbox.append((model, event))
 
-    def work(self, hand: str | None = None) -> bool:
+    def some_work(self, draw: int) -> None:
+        """One piece of work, of any hand; `draw` says which."""
+        names = sorted(name for name, queue in self.queues.items() if queue) + ["inbox"] * bool(self.inbox)
+        try:
+            if names:
+                self.work(names[draw % len(names)])
+        except Killed:
+            self._die()
+
+    def work(self, hand: str = "inbox") -> bool:
         """Deliver one waiting event, or let one hand do one piece of work. False when there is nothing to do."""
-        if self.inbox and hand is None:
+        if self.inbox and hand == "inbox":
             model, event = self.inbox.popleft()
             self.turn(model, event)
             return True
@@ -717,6 +753,8 @@ class Device:
         if current is None or current.confirmed or fit(store.fallback):
             return
         known = {s.release.digest for s in state.slots}
+        if moving:  # what became fit only after the links were ordered is seen to when their answer comes
+            known &= self.fit_then[model]
         others = [d for d in store.slots if d != store.current and d in known]
         assert not any(store.slots[d].confirmed and not block_reason(state, store.slots[d].release) for d in others), (
             f"unconfirmed {current.release.version} without a way back: {self.describe()}"

@@ -19,7 +19,6 @@ from modelagent.core.state import (
     Postponed,
     State,
     Timer,
-    Watching,
     Way,
     block_reason,
     revert_target,
@@ -181,7 +180,7 @@ def device_with(*numbers: int) -> Device:
 def begin_check(device: Device) -> None:
     device.pass_time(device.interval)
     device.turn("m", Elapsed(device.now, 0.5))
-    assert device.states["m"].watch.kind is Watching.CHECKING
+    assert device.queues["check"]
 
 
 def test_a_pin_to_a_blocked_version_is_refused_with_the_reason() -> None:

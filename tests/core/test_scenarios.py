@@ -14,6 +14,7 @@ from modelagent.core.events import ConfigWish, Verb
 from modelagent.core.state import Phase
 from modelagent.core.verdicts import Outcome
 
+GOOD = Conduct()
 FORWARD = "Deferred Acquiring Staging Canary Staged Activating Probation"
 LOCAL = "Deferred Staging Staged Activating Idle"
 
@@ -25,7 +26,7 @@ class Act:
     verb: str
     number: int = 0
     argument: str = ""
-    conduct: Conduct = Conduct()
+    conduct: Conduct = GOOD
     wish: ConfigWish | None = None
 
 

@@ -321,7 +321,8 @@ def reverting_finished(x: Scene) -> Phase:
     going = x.state.going
     assert going is not None  # noqa: S101
     going = replace(going, link=event.link)
-    x.set(doing=None, current=going.target, link=event.link, fallback=going.fallback, going=going)
+    # On a full disk the store goes back all the same and leaves no `fallback`: so that is set once more, and owed.
+    x.set(doing=None, current=going.target, link=event.link, fallback=None, going=going)
     x.repair()
     x.wait(f"waiting for inference to come back to {version(x.state, going.target)}")
     return Phase.REVERTING

@@ -264,11 +264,6 @@ def effect_failed(x: Scene) -> Phase:
     return x.failed(RANK[x.state.phase])
 
 
-def staging_elapsed(x: Scene) -> Phase:
-    """Staging takes as long as it takes."""
-    return x.reconsider() or Phase.STAGING
-
-
 def staging_finished(x: Scene) -> Phase:
     """The slot is complete and durable, and the links are prepared."""
     event = x.event
@@ -291,8 +286,6 @@ def staging_finished(x: Scene) -> Phase:
 
 def canary_elapsed(x: Scene) -> Phase:
     """When the gate closes the canary is broken off and begins anew later."""
-    if (elsewhere := x.reconsider()) is not None:
-        return elsewhere
     verdict = x.answers.may_canary
     if isinstance(verdict, Allow):
         return Phase.CANARY

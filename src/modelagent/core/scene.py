@@ -268,7 +268,7 @@ class Scene:
         going = self.state.going
         assert going is not None, "Reverting knows where to"  # noqa: S101
         after = revert_target(self.state, going.target, (going.leaving or "", *going.refused))
-        self.set(going=replace(going, link=None, fallback=after))
+        self.set(going=replace(going, link=None))
         self.order(
             "revert",
             effects.Revert(self.state.model, self.new_id(), going.leaving, going.target, after, going.unconfirm),
@@ -353,10 +353,10 @@ class Scene:
         doing, going = self.state.doing, self.state.going
         if doing is not None and doing.kind in ("activate", "revert"):
             return
-        if going is not None:
-            wanted = revert_target(self.state, going.target, (going.leaving or "", *going.refused))
-        else:
-            wanted = revert_target(self.state, self.state.current)
+        spoiled: tuple[str, ...] = ()
+        if going is not None:  # until it is done the way back is the target itself, afterwards what lies behind it
+            spoiled = (*going.refused, going.leaving or "")
+        wanted = revert_target(self.state, self.state.current, spoiled)
         if wanted != self.state.fallback:
             self.set(fallback=wanted)
             self.owe("fallback")

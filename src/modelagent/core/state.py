@@ -130,7 +130,6 @@ class Going:
     reason: str
     unconfirm: bool
     link: Link | None = None
-    fallback: str | None = None  # what the revert in flight makes `fallback` name
     refused: tuple[str, ...] = ()
 
 
