@@ -7,8 +7,8 @@ its siblings' in packaging/debian/. It runs on the distribution's own Python and
     script/deb --arch arm64               # the same for the other architecture: all parts come as wheels
     script/deb --revision 2 --quick       # less compression: tests
 
-The tree is kept in /usr/lib/modelagent/tree; postinst makes /opt/modelagent/<version> of it by hard links. dpkg replaces
-files by rename, so a tree below /opt stays whole while a process runs from it, whatever is installed meanwhile.
+The tree is kept in /usr/lib/modelagent/tree; postinst makes /opt/modelagent/<version> of it by hard links. dpkg
+replaces files by rename, so a tree below /opt stays whole while a process runs from it, whatever is installed meanwhile.
 """
 
 import argparse
@@ -74,7 +74,9 @@ def main() -> int:
 
 
 def _here() -> str:
-    return subprocess.run(["dpkg", "--print-architecture"], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["/usr/bin/dpkg", "--print-architecture"], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def _release() -> str:
