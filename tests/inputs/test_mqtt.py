@@ -1,22 +1,20 @@
 """The broker session against a real mosquitto, started here on a free loopback port, and its own command line tools."""
 
 import json
-import queue
 import shutil
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
 import pytest
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.enums import CallbackAPIVersion
 
+from broker_rig import PATIENCE, Broker, Operator, wait_until
 from modelagent.core.effects import Note
 from modelagent.core.events import Instant
 from modelagent.inputs import Reply, mqtt
@@ -25,59 +23,8 @@ from modelagent.inputs.config import Mqtt
 from modelagent.inputs.mqtt import MAX_COMMAND, Session
 from modelagent.sinks.mqtt import BrokerSink
 
-PATIENCE = 15.0  # seconds
 NOW = 1_700_000_000.0
 BASE = "modelagent/box-17"
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    """Look every few milliseconds until `true()`: for what another process does and announces to nobody."""
-    pause, deadline = threading.Event(), time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        pause.wait(0.005)
-
-
-class Broker:
-    """One mosquitto with persistence; `kill` and `start` it as a power cut would."""
-
-    def __init__(self, directory: Path, *lines: str) -> None:
-        self.port = free_port()
-        self.config = directory / "mosquitto.conf"
-        self.config.write_text(
-            "\n".join(
-                [
-                    f"listener {self.port} 127.0.0.1",
-                    "set_tcp_nodelay true",
-                    "user root",  # only heard where the tests run as root: it may then read their files
-                    f"persistence_location {directory}/",
-                    *(lines or ["allow_anonymous true"]),
-                ]
-            )
-        )
-        self.log = directory / "mosquitto.log"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(["mosquitto", "-c", str(self.config)], stdout=log, stderr=log)
-        wait_until(self._listens)
-
-    def _listens(self) -> bool:
-        with socket.socket() as sock:
-            return sock.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
 
 
 class Driver:
@@ -101,51 +48,6 @@ class Driver:
 
     def view(self, request: Request) -> Mapping[str, Any]:
         return {"size": "x" * 300_000} if request.argument == "all" else {"phase": "Idle"}
-
-
-class Operator:
-    """A fleet tool: paho with its own loop, hearing every topic."""
-
-    def __init__(self, port: int, protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5) -> None:
-        self.heard: queue.Queue[paho.MQTTMessage] = queue.Queue()
-        ready = threading.Event()
-        self.client = paho.Client(CallbackAPIVersion.VERSION2, protocol=protocol)
-        self.client.on_message = lambda _client, _data, message: self.heard.put(message)
-        self.client.on_subscribe = lambda *_: ready.set()
-        self.client.on_socket_open = self.hasten
-        self.client.connect("127.0.0.1", port)
-        self.client.subscribe("#", 1)
-        self.client.loop_start()
-        assert ready.wait(PATIENCE)
-
-    @staticmethod
-    def hasten(_client: paho.Client, _data: object, sock: Any) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def hear(self, tail: str) -> paho.MQTTMessage:
-        """The next message whose topic ends in `tail`."""
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            message = self.heard.get(timeout=max(0.0, deadline - time.monotonic()))
-            if message.topic.endswith(tail):
-                return message
-
-    def hear_json(self, tail: str) -> dict[str, Any]:
-        document = json.loads(self.hear(tail).payload)
-        assert isinstance(document, dict)
-        return document
-
-    def order(self, payload: bytes, topic: str = f"{BASE}/cmd", **properties: object) -> None:
-        chosen = None
-        if properties:
-            chosen = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            for key, value in properties.items():
-                setattr(chosen, key, value)
-        self.client.publish(topic, payload, 1, properties=chosen).wait_for_publish(PATIENCE)
-
-    def close(self) -> None:
-        self.client.disconnect()
-        self.client.loop_stop()
 
 
 def make(broker_port: int, driver: Driver, **settings: Any) -> Session:

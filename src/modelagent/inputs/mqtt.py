@@ -102,6 +102,7 @@ class _Connection:
     window: int = IN_FLIGHT
     connack: ReasonCode | None = None
     ready: bool = False
+    detail: str = ""  # what the library complained of last
     lost: str = ""
 
 
@@ -235,7 +236,7 @@ class Session:
 
     def _run(self) -> None:
         protocol = MQTTProtocolVersion.MQTTv5
-        failures = 0
+        failures = kicks = 0
         while not self._stopping.is_set():
             began = self._clock()
             connection: _Connection | None = None
@@ -248,7 +249,12 @@ class Session:
             if connection is not None:
                 self._forget(connection)
                 if connection.renewing:
+                    failures = 0
                     continue
+                brief = connection.ready and self._clock() - began < STEADY_S and not self._stopping.is_set()
+                kicks = kicks + 1 if brief else 0
+                if kicks > 1:
+                    problem += f"; {kicks} times soon after it let us in: is another device called {self._device}?"
             self._note(problem)
             if self._stopping.is_set():
                 return
@@ -333,10 +339,23 @@ class Session:
                 self._note(f"the broker refused a message on {report.topic}: {reason}", connected=True)
 
         def disconnected(
-            _client: paho.Client, _data: object, _flags: object, reason: ReasonCode, _properties: object
+            _client: paho.Client, _data: object, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: object
         ) -> None:
-            connection.lost = connection.lost or f"connection lost: {reason}"
+            if flags.is_disconnect_packet_from_server:
+                why = f"the broker ended the connection: {reason}"
+            elif connection.connack is None:
+                detail = f" ({connection.detail})" if connection.detail else ""
+                why = f"the broker hung up without an answer{detail}; its log says why: a certificate, perhaps"
+            else:
+                why = "connection lost: " + (connection.detail or "the broker hung up")
+            connection.lost = connection.lost or why
 
+        def logged(_client: paho.Client, _data: object, level: int, text: str) -> None:
+            # The library hands on that a read failed, but not why: a refused certificate is told only here.
+            if level == paho.MQTT_LOG_ERR:
+                connection.detail = text.removeprefix("failed to receive on socket: ")
+
+        client.on_log = logged
         client.on_connect = connected
         client.on_subscribe = subscribed
         client.on_message = arrived
