@@ -1,0 +1,240 @@
+"""Data sets: where samples come from, and who may see which.
+
+This file knows files, folders and entry points that give samples, and the division into train, validation and canary.
+It does not know models.
+
+    samples = read("digits.npz")                    # or a directory of class folders, or "module:function"
+    parts = split(samples, seed=7)                  # no sample is in two parts; classes in equal shares
+    parts.canary.digest                             # sha256 of exactly these numbers
+
+An .npz holds `input_0`, `input_1`, ... (or one array `x`) with a leading sample axis, and `labels` (or `y`), integers.
+An entry point returns the same as a mapping. Class folders hold .npy files or pictures, one folder a class.
+"""
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from modelagent.build import toolbox
+from modelagent.errors import UsageError
+
+Array = npt.NDArray[Any]
+SHARES: Final = {"train": 0.6, "validation": 0.15, "canary": 0.25}
+PICTURES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples in order: one array per model input, each [N, ...], `labels` int64 [N], and the classes' names."""
+
+    inputs: tuple[Array, ...]
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    fixed: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # a division that came with the data
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> "Samples":
+        """Some of them, in the order of the indices."""
+        return Samples(tuple(array[indices] for array in self.inputs), self.labels[indices], self.classes)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over shapes, types and numbers, in hex."""
+        total = hashlib.sha256()
+        for array in (*self.inputs, self.labels):
+            total.update(f"{array.dtype.str}{array.shape}".encode())
+            total.update(np.ascontiguousarray(array).tobytes())
+        return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The division: weights are learnt on `train`, variants chosen on `validation`, releases judged on `canary`."""
+
+    train: Samples
+    validation: Samples
+    canary: Samples
+
+
+def entry_point(text: str) -> Any:
+    """What `package.module:name` names.
+
+    Raises:
+        UsageError: `entry-point`.
+    """
+    module, _, name = text.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"{text}: {error}; allowed is package.module:function, importable from here (see PYTHONPATH)",
+            code="entry-point",
+        ) from error
+
+
+def is_entry_point(text: str) -> bool:
+    """Whether a source is `module:function` rather than a path."""
+    module, found, name = text.partition(":")
+    return bool(found) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def read(source: str) -> Samples:
+    """Read a data set.
+
+    Args:
+        source: an .npz file, a directory of class folders, or `module:function`.
+
+    Raises:
+        UsageError: `data`, naming the array or file, what was found and what is allowed.
+    """
+    if is_entry_point(source):
+        given = entry_point(source)()
+        if isinstance(given, Samples):
+            return given
+        if not isinstance(given, Mapping):
+            raise _bad(source, f"a {type(given).__name__}", "a mapping of arrays, as an .npz holds them")
+        return _from_arrays(source, {name: np.asarray(array) for name, array in given.items()})
+    path = Path(source)
+    if path.is_dir():
+        return _from_folders(path)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return _from_arrays(source, {name: archive[name] for name in archive.files})
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise _bad(source, str(error), "an .npz file, a directory of class folders, or module:function") from error
+
+
+def split(samples: Samples, *, seed: int, shares: Mapping[str, float] | None = None) -> Parts:
+    """Divide: stratified by class, by a seeded permutation whose stream numpy has frozen (NEP 19).
+
+    A division that came with the data (`fixed`) is taken as it is.
+
+    Raises:
+        UsageError: `data`: shares that are none, or a part that would be empty.
+    """
+    if samples.fixed:
+        missing = set(SHARES) - set(samples.fixed)
+        if missing:
+            raise _bad("split", f"no {', '.join(sorted(missing))}", "indices for train, validation and canary")
+        return Parts(**{name: samples.take(samples.fixed[name]) for name in SHARES})
+    wanted = {**SHARES, **(shares or {})}
+    if set(wanted) != set(SHARES) or min(wanted.values()) <= 0 or sum(wanted.values()) > 1.0 + 1e-9:
+        raise _bad("shares", str(dict(wanted)), "train, validation and canary above 0, at most 1 in all")
+    random = np.random.RandomState(seed)
+    found: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in SHARES}
+    for label in np.unique(samples.labels):
+        members = random.permutation(np.flatnonzero(samples.labels == label)).astype(np.int64)
+        start = 0.0
+        for name in SHARES:
+            stop = start + wanted[name] * len(members)
+            found[name].append(members[round(start) : round(stop)])
+            start = stop
+    parts = {}
+    for name, groups in found.items():
+        indices = random.permutation(np.concatenate(groups)).astype(np.int64)
+        if not len(indices):
+            raise _bad(name, f"no sample of {len(samples)}", "a data set with at least a few samples of each class")
+        parts[name] = samples.take(indices)
+    return Parts(**parts)
+
+
+def stratified(samples: Samples, count: int, *, seed: int) -> Samples:
+    """`count` of the samples, classes in the shares that they have in all of them; all where there are fewer."""
+    if count >= len(samples):
+        return samples
+    random = np.random.RandomState(seed)
+    ranks = np.empty(len(samples))
+    for label in np.unique(samples.labels):
+        members = np.flatnonzero(samples.labels == label)
+        # Members spread evenly over [0, 1): the first `count` of all then hold every class in its share.
+        ranks[random.permutation(members)] = (np.arange(len(members)) + random.rand()) / len(members)
+    return samples.take(np.sort(np.argsort(ranks, kind="stable")[:count]).astype(np.int64))
+
+
+def pack(samples: Samples, *, labels: bool = True) -> bytes:
+    """The bytes of an .npz as manifests promise them; the same samples give the same bytes."""
+    arrays: dict[str, Array] = {f"input_{index}": array for index, array in enumerate(samples.inputs)}
+    if labels:
+        arrays["labels"] = samples.labels
+    buffer = io.BytesIO()
+    # numpy.savez would stamp each member with the present time.
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, member.getvalue())
+    return buffer.getvalue()
+
+
+def _from_arrays(source: str, arrays: Mapping[str, Array]) -> Samples:
+    names = {"x": "input_0", "y": "labels"}
+    arrays = {names.get(name, name): array for name, array in arrays.items()}
+    inputs: list[Array] = []
+    while f"input_{len(inputs)}" in arrays:
+        inputs.append(arrays[f"input_{len(inputs)}"])
+    if not inputs or "labels" not in arrays:
+        raise _bad(source, f"the arrays {', '.join(sorted(arrays)) or 'none'}", "input_0, ... and labels")
+    labels = arrays["labels"]
+    if labels.dtype.kind not in "iu" or labels.ndim != 1 or not len(labels):
+        raise _bad(source, f"labels {labels.dtype} {list(labels.shape)}", "one whole number a sample")
+    if any(array.ndim < 1 or len(array) != len(labels) for array in inputs):
+        raise _bad(source, f"{[len(array) for array in inputs]} inputs for {len(labels)} labels", "one each a sample")
+    if int(labels.min()) < 0:
+        raise _bad(source, f"the label {int(labels.min())}", "classes counted from 0")
+    if "classes" in arrays:
+        classes = tuple(str(name) for name in arrays["classes"])
+    else:
+        classes = tuple(str(number) for number in range(int(labels.max()) + 1))
+    if len(classes) <= int(labels.max()):
+        raise _bad(source, f"the label {int(labels.max())}", f"labels below {len(classes)}, the number of classes")
+    fixed = {name: arrays[name].astype(np.int64) for name in SHARES if name in arrays}
+    kept = tuple(array.astype(np.float32) if array.dtype.kind == "f" else array for array in inputs)
+    return Samples(kept, labels.astype(np.int64), classes, fixed)
+
+
+def _from_folders(path: Path) -> Samples:
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    rows: list[Array] = []
+    labels: list[int] = []
+    for label, folder in enumerate(folders):
+        for file in sorted(folder.iterdir()):
+            if file.suffix == ".npy":
+                rows.append(np.load(file, allow_pickle=False))
+            elif file.suffix.lower() in PICTURES:
+                rows.append(_picture(file))
+            else:
+                continue
+            labels.append(label)
+            if rows[-1].shape != rows[0].shape:
+                raise _bad(str(file), f"the shape {rows[-1].shape}", f"{rows[0].shape}, as the first one")
+    if not rows:
+        raise _bad(str(path), "no sample", f"one folder a class, with .npy files or pictures ({', '.join(PICTURES)})")
+    arrays: dict[str, Array] = {"input_0": np.stack(rows), "labels": np.array(labels)}
+    return _from_arrays(str(path), {**arrays, "classes": np.array([folder.name for folder in folders])})
+
+
+def _picture(file: Path) -> Array:
+    # Pixels as 0..1, as most networks want them; others scale in an entry point.
+    tf = toolbox.tensorflow()
+    try:
+        pixels = tf.io.decode_image(file.read_bytes(), expand_animations=False)
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
+        raise _bad(str(file), "no readable picture", f"one of {', '.join(PICTURES)}") from error
+    scaled: Array = pixels.numpy().astype(np.float32) / 255.0
+    return scaled
+
+
+def _bad(where: str, found: str, allowed: str) -> UsageError:
+    return UsageError(f"data {where}: found {found}; allowed is {allowed}", code="data")

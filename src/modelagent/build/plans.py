@@ -1,0 +1,205 @@
+"""The build plan: what to build from what, and which variant to choose, as a TOML file or typed.
+
+This file knows the plan's keys and their checks. It does not know what a step does.
+
+    [model]
+    name = "digits"
+    source = "examples.digits.build:network"        # .keras, .h5, SavedModel directory, .tflite, module:function
+    seed = 7
+    inputs = ["scan"]                               # tensor names; optional, as are outputs and shapes
+
+    [data]
+    source = "examples.digits.build:samples"        # .npz, directory of class folders, module:function
+
+    [variants]                                      # name = chain of steps; see chains.py
+    int8 = "int8"
+    pruned-int8 = "prune:sparsity=0.5,epochs=4+int8"
+
+    [choose]
+    max_accuracy_loss = 0.02
+    prefer = "size"
+
+    [parent]                                        # optional: what is published now
+    file = "digits-1.0.0.tflite"
+
+    [card]                                          # free text for people: intended_use, limits, ...
+    intended_use = "reads one digit of a utility meter"
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from modelagent.build import chains
+from modelagent.build.chains import Step
+from modelagent.errors import UsageError
+
+BASELINE: Final = "float32"  # always built: what every loss and ratio is measured against
+PREFERENCES: Final = ("size", "latency", "accuracy")
+DEFAULT_VARIANTS: Final = {"float32": "", "float16": "float16", "dynamic": "dynamic", "int8": "int8"}
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """What a variant must hold to be chosen. Losses are shares (0.02 is two points); None: not asked.
+
+    Ratios and losses are against the float32 baseline of the same build.
+    """
+
+    max_bytes: int | None = None
+    max_size_ratio: float | None = None
+    max_accuracy_loss: float | None = 0.02
+    margin: float | None = None  # the paired lower bound of the change must be above minus this
+    confidence: float = 0.95
+    min_accuracy: float | None = None
+    max_latency_ratio: float | None = None
+    max_memory_mb: float | None = None
+    prefer: str = "size"
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """What is published now, and how much a release may be worse than it."""
+
+    file: Path | None = None
+    max_size_ratio: float = 1.0
+    max_latency_ratio: float = 1.1
+    margin: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A checked plan."""
+
+    name: str
+    source: str
+    data: str
+    seed: int = 0
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
+    shares: Mapping[str, float] = field(default_factory=dict)
+    variants: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
+    choose: Constraints = Constraints()
+    parent: Parent = Parent()
+    threads: int = 1
+    rounds: int = 20
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def all_variants(self) -> dict[str, tuple[Step, ...]]:
+        """Name -> chain, the baseline first."""
+        return {BASELINE: chains.parse(""), **self.variants}
+
+
+def read(path: Path, **changes: Any) -> Plan:
+    """Read a plan; `changes` are the command line's, and win.
+
+    Raises:
+        UsageError: `plan`; names the key, what was found and what is allowed.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; name a readable file", code="plan") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: no TOML ({error}); correct the file", code="plan") from error
+    return make(document, **changes)
+
+
+def make(document: Mapping[str, Any], **changes: Any) -> Plan:
+    """Check a plan's document."""
+    tables = {"model", "data", "variants", "choose", "parent", "evaluate", "card"}
+    _known("", document, tables)
+    for name in tables & set(document):
+        if not isinstance(document[name], dict):
+            raise _bad(name, document[name], "a table")
+    model, given = document.get("model", {}), document.get("data", {})
+    _known("model", model, {"name", "source", "seed", "inputs", "outputs", "shapes"})
+    _known("data", given, {"source", "shares"})
+    measuring = document.get("evaluate", {})
+    _known("evaluate", measuring, {"threads", "rounds"})
+    plan = Plan(
+        name=_text("model.name", model.get("name", "model")),
+        source=_text("model.source", model.get("source", "")),
+        data=_text("data.source", given.get("source", "")),
+        seed=_whole("model.seed", model.get("seed", 0), 0),
+        inputs=_texts("model.inputs", model.get("inputs", [])),
+        outputs=_texts("model.outputs", model.get("outputs", [])),
+        shapes=tuple(tuple(shape) for shape in model.get("shapes", [])),
+        shares=dict(given.get("shares", {})),
+        variants=variants(document.get("variants", DEFAULT_VARIANTS)),
+        choose=_table(Constraints, "choose", document.get("choose", {})),
+        parent=_table(Parent, "parent", document.get("parent", {})),
+        threads=_whole("evaluate.threads", measuring.get("threads", 1), 1),
+        rounds=_whole("evaluate.rounds", measuring.get("rounds", 20), 1),
+        card=dict(document.get("card", {})),
+    )
+    plan = replace(plan, **{name: value for name, value in changes.items() if value is not None})
+    for key, value in (("model.source", plan.source), ("data.source", plan.data)):
+        if not value:
+            raise _bad(key, "nothing", "a path or module:function")
+    if plan.choose.prefer not in PREFERENCES:
+        raise _bad("choose.prefer", plan.choose.prefer, f"one of {', '.join(PREFERENCES)}")
+    return plan
+
+
+def variants(table: Mapping[str, Any]) -> dict[str, tuple[Step, ...]]:
+    """Name -> chain of steps, checked; the name float32 is the baseline's."""
+    found = {}
+    for name, text in table.items():
+        if not _NAME.fullmatch(name):
+            raise _bad(f"variants.{name}", "this name", f"a name like /{_NAME.pattern}/")
+        steps = chains.parse(_text(f"variants.{name}", text))
+        if name != BASELINE:
+            found[name] = steps
+        elif steps != chains.parse(""):
+            raise _bad("variants.float32", repr(text), 'the empty chain "": it is what all others are held against')
+    return found
+
+
+def _table(kind: type[Any], path: str, values: Mapping[str, Any]) -> Any:
+    known = {item.name: item for item in fields(kind)}
+    _known(path, values, set(known))
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        if name == "file":
+            checked[name] = Path(_text(f"{path}.{name}", value))
+        elif name == "prefer":
+            checked[name] = _text(f"{path}.{name}", value)
+        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise _bad(f"{path}.{name}", value, "a number of at least 0")
+        else:
+            checked[name] = value
+    return kind(**checked)
+
+
+def _known(path: str, values: Mapping[str, Any], allowed: set[str]) -> None:
+    for name in values:
+        if name not in allowed:
+            raise _bad(f"{path}.{name}".strip("."), "an unknown key", ", ".join(sorted(allowed)))
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _bad(key, repr(value)[:80], "a text")
+    return value
+
+
+def _texts(key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise _bad(key, repr(value)[:80], "a list of texts")
+    return tuple(value)
+
+
+def _whole(key: str, value: Any, low: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise _bad(key, repr(value)[:80], f"a whole number of at least {low}")
+    return value
+
+
+def _bad(key: str, found: Any, allowed: str) -> UsageError:
+    return UsageError(f"build plan: {key}: found {found}; allowed is {allowed}", code="plan")
