@@ -1,4 +1,4 @@
-"""What every test shares: Hypothesis gives the same examples each time, and no opinion on how fast a busy machine is."""
+"""What every test shares: Hypothesis gives the same examples each time, and does not time a busy machine."""
 
 import os
 
