@@ -127,3 +127,30 @@ def test_questions_are_asked_each_time() -> None:
     for _ in range(2):
         assert "duplicate" not in take(desk, b'{"id":"1","verb":"status"}')[0]
     assert driver.taken == ["1", "1"]
+
+
+class Slow:
+    """Answers when told to, as a driver whose queue is long."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Request, Reply]] = []
+
+    def submit(self, request: Request, reply: Reply) -> None:
+        self.waiting.append((request, reply))
+
+    def view(self, request: Request) -> Mapping[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("status", ["done", "failed"])
+def test_a_repeat_that_comes_before_the_answer_waits_for_it(status: str) -> None:
+    """However long the queue: it must not grow past what the state remembers with the same command in it twice."""
+    driver = Slow()
+    desk = Desk(submit=driver.submit, view=driver.view, now=lambda: 0.0)
+    first, second, third = (take(desk, b'{"id":"1","verb":"hold"}') for _ in range(3))
+    ((request, reply),) = driver.waiting
+    reply(answer(request.id, status, "so it is"))
+    assert first == [answer("1", status, "so it is")]
+    assert second == third == [answer("1", status, "so it is", duplicate=True)]
+    take(desk, b'{"id":"1","verb":"hold"}')
+    assert len(driver.waiting) == (2 if status == "failed" else 1), "what failed may be tried again"

@@ -15,6 +15,7 @@ An answer is one JSON object: `id`, `status` (accepted, refused, done, failed), 
 import json
 import math
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -132,6 +133,8 @@ class Desk:
         self._view = view
         self._now = now
         self._ledger = ledger if ledger is not None else Ledger(None)
+        self._pending: dict[str, list[Reply]] = {}  # commands without an answer yet, and who repeated them meanwhile
+        self._lock = threading.Lock()
 
     def take(
         self,
@@ -149,8 +152,7 @@ class Desk:
         """
         try:
             request = parse_request(data, origin=origin, limit=limit)
-            if request.verb not in (*VIEWS, WATCH) and (known := self._ledger.recall(request.id)) is not None:
-                reply({"id": request.id, **known, "duplicate": True})
+            if request.verb not in (*VIEWS, WATCH) and self._repeated(request.id, reply):
                 return
             late = 0.0 if request.expires is None else self._now() - request.expires
             if late > 0:
@@ -164,20 +166,47 @@ class Desk:
             elif request.verb == WATCH:
                 self._watch(request, reply, watch)
             else:
-                self._submit(request, self._kept(request, reply))
+                self._hand_on(request, reply)
         except AgentError as error:
             reply(answer(request.id, "refused", error.message, code=error.code))
 
-    def _kept(self, request: Request, reply: Reply) -> Reply:
-        """The reply that also records the first answer. A failure is not recorded: nothing was done, so try again."""
+    def _repeated(self, command: str, reply: Reply) -> bool:
+        """Answer a repeat as the first one was, or have it wait for that answer. False: it is no repeat."""
+        with self._lock:
+            if command in self._pending:
+                self._pending[command].append(reply)
+                return True
+            known = self._ledger.recall(command)
+        if known is not None:
+            reply({"id": command, **known, "duplicate": True})
+        return known is not None
 
-        def keep(document: Mapping[str, Any]) -> None:
-            if document.get("status") != "failed":
-                told = {key: document[key] for key in ("status", "reason", "code") if key in document}
-                self._ledger.keep(request.id, told)
+    def _hand_on(self, request: Request, reply: Reply) -> None:
+        """Submit a command once.
+
+        Its first answer is recorded and goes to whoever repeated it meanwhile. What failed, or was refused by a fault
+        of the device, is not recorded: nothing was done, so the same command may be tried again.
+        """
+        with self._lock:
+            if request.id in self._pending:  # a second thread was as quick
+                self._pending[request.id].append(reply)
+                return
+            self._pending[request.id] = []
+
+        def settle(document: Mapping[str, Any], *, record: bool) -> None:
+            with self._lock:
+                if record:
+                    told = {key: document[key] for key in ("status", "reason", "code") if key in document}
+                    self._ledger.keep(request.id, told)
+                waiting = self._pending.pop(request.id, [])
             reply(document)
+            for other in waiting:
+                other({**document, "duplicate": True})
 
-        return keep
+        try:
+            self._submit(request, lambda document: settle(document, record=document.get("status") != "failed"))
+        except AgentError as error:
+            settle(answer(request.id, "refused", error.message, code=error.code), record=False)
 
     def _watch(self, request: Request, reply: Reply, watch: Callable[[str], None] | None) -> None:
         if watch is None:
