@@ -8,7 +8,8 @@ its siblings' in packaging/debian/. It runs on the distribution's own Python and
     script/deb --revision 2 --quick       # less compression: tests
 
 The tree is kept in /usr/lib/modelagent/tree; postinst makes /opt/modelagent/<version> of it by hard links. dpkg
-replaces files by rename, so a tree below /opt stays whole while a process runs from it, whatever is installed meanwhile.
+replaces files by rename, so a tree below /opt stays whole while a process runs from it, whatever is installed
+meanwhile.
 """
 
 import argparse

@@ -197,7 +197,10 @@ def check_runtime(_settings: Settings) -> Answer:
 
 def check_root(settings: Settings) -> Answer:
     """Is the trusted root file there, is it signed by its own keys, and how long does it last?"""
-    return inspect_root(settings.repository.root)
+    root = settings.repository.root
+    if not settings.repository.url and not root.exists():
+        return "warn", f"{root}: not there yet, and no repository is named", "run modelagent setup"
+    return inspect_root(root)
 
 
 def inspect_root(path: Path) -> Answer:
