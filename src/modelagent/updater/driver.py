@@ -10,15 +10,27 @@ found here belongs into `core`, `policies` or `judges`.
 A programmer error is not caught: the process ends, is started again, and Started makes it go on from what is true.
 """
 
+import contextlib
 import logging
 import queue
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 from modelagent.core import effects
-from modelagent.core.events import CheckFailed, Elapsed, Event, Failed, Instant, Learned, Started
+from modelagent.core.events import (
+    CheckFailed,
+    DiskFacts,
+    Elapsed,
+    Event,
+    Failed,
+    Instant,
+    Learned,
+    Link,
+    Started,
+)
 from modelagent.core.machine import delay, step
 from modelagent.core.state import Answers, Phase, State
 from modelagent.errors import AgentError
@@ -30,7 +42,7 @@ from modelagent.steps.acquire import Acquirer, Checked
 from modelagent.steps.canary import CanaryRunner
 from modelagent.steps.journal import Journal
 from modelagent.steps.slots import SlotStore
-from modelagent.updater.hands import Hands, Work
+from modelagent.updater.hands import Hands, Work, finished
 
 _log = logging.getLogger("modelagent.updater")
 _LOOK_S: Final = {Phase.ACTIVATING: 0.2, Phase.PROBATION: 1.0, Phase.REVERTING: 0.2}
@@ -266,53 +278,67 @@ class Driver:
 
     def _order(self, name: str, order: effects.Effect) -> None:
         store, hands = self._ports[name].store, self.hands
-        slots = f"store-{name}"
         match order:
             case effects.Check():
                 hands.do("check", name, order.id, lambda _: {"checked": self._check(order)}, _learned)
             case effects.Acquire():
                 hands.do("acquire", name, order.id, lambda work: self._acquire(order, work))
-            case effects.Stage():
-                shared = self._wanted_by_others(name)
-                hands.do(
-                    slots,
-                    name,
-                    order.id,
-                    lambda _: {"link": store.stage(order.release.digest, self._incoming, order.fallback, shared)},
-                )
             case effects.RunCanary():
                 hands.do("canary", name, order.id, lambda work: self._run_canary(order, self._ports[name], work))
-            case effects.Activate():
-                hands.do(
-                    slots,
-                    name,
-                    order.id,
-                    lambda _: {"link": store.activate(order.release.digest, order.fallback, order.shadow)},
+            case effects.Abandon():
+                hands.abandon(name, order.target)
+            case effects.Stage():
+                shared = self._wanted_by_others(name)
+                self._store(
+                    name, order, lambda: store.stage(order.release.digest, self._incoming, order.fallback, shared)
                 )
+            case effects.Activate():
+                self._store(name, order, lambda: store.activate(order.release.digest, order.fallback, order.shadow))
             case effects.Revert():
-                hands.do(
-                    slots,
+                self._store(
                     name,
-                    order.id,
-                    lambda _: {
-                        "link": store.revert(order.leaving, order.target, order.fallback, unconfirm=order.unconfirm)
-                    },
+                    order,
+                    lambda: store.revert(order.leaving, order.target, order.fallback, unconfirm=order.unconfirm),
                 )
             case effects.Confirm():
-                hands.do(slots, name, order.id, lambda _: _done(store.confirm, order.release.digest))
+                self._store(name, order, lambda: store.confirm(order.release.digest))
             case effects.SetFallback():
-                hands.do(slots, name, 0, lambda _: _done(store.set_fallback, order.target))
+                self._store(name, order, lambda: store.set_fallback(order.target))
             case effects.Stop():
-                hands.do(slots, name, 0, lambda _: _done(store.stop))
+                self._store(name, order, store.stop)
             case effects.Vacuum():
                 partials = {*order.partials, *self._wanted_by_others(name)}
                 age, size = self._vacuum
                 now = self._clock.now().wall
-                hands.do(slots, name, 0, lambda _: _done(store.vacuum, order.keep, partials, age, size, now))
-            case effects.Abandon():
-                hands.abandon(name, order.target)
+                self._store(name, order, lambda: store.vacuum(order.keep, partials, age, size, now))
             case _:
                 raise AssertionError(f"no hand for {order}")
+
+    def _store(self, name: str, order: effects.Effect, call: Callable[[], object]) -> None:
+        """Queue one operation of the model's store; they are done one after another, on one thread."""
+        store = self._ports[name].store
+
+        def operate(_: Work) -> Mapping[str, Any]:
+            result = call()
+            for warning in store.warnings:
+                _log.warning("%s", warning)
+            return {"link": result} if isinstance(result, Link) else {}
+
+        def answered(work: Work, outcome: Mapping[str, Any] | AgentError) -> EventFactory:
+            make = finished(work, outcome)
+            if not isinstance(outcome, AgentError) or not isinstance(order, effects.Activate | effects.Revert):
+                return make
+            disk: DiskFacts | None = None
+            with contextlib.suppress(AgentError):  # a switch that failed may have been made all the same
+                disk = store.facts()
+
+            def with_disk(at: Instant, draw: float) -> Event:
+                event = make(at, draw)
+                return replace(event, disk=disk) if isinstance(event, Failed) else event
+
+            return with_disk
+
+        self.hands.do(f"store-{name}", name, order.id, operate, answered)
 
     def _check(self, order: effects.Check) -> Checked:
         return self._acquirer.check(order.model, order.channel, order.pin)
@@ -339,11 +365,6 @@ class Driver:
                 if other != name and known is not None:
                     wanted += [known.digest, known.model_file]
         return tuple(wanted)
-
-
-def _done(call: Callable[..., object], *arguments: object) -> Mapping[str, Any]:
-    call(*arguments)
-    return {}
 
 
 def _learned(work: Work, outcome: Mapping[str, Any] | AgentError) -> EventFactory:
