@@ -61,6 +61,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "doctor": Entry("doctor", "doctor", "Look at this device: clock, disk, permissions, runtime, trust, links."),
     "setup": Entry("setup", "setup", "Write a checked configuration, make the directories, run doctor."),
     "run": Entry("run", "run", "Run the agent: inference and updater, or one of them."),
+    "build": Entry("build", "build", "Compress, convert, measure and choose: from a trained network to a file."),
     "repo": Entry("repo", "repo", "Publish: keys, releases, channels, withdrawal."),
 }
 

@@ -7,6 +7,7 @@ This file knows how the publisher's verbs are typed and answered. It does not kn
     modelagent repo channel digits stable 1.0.0
 """
 
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -27,7 +28,7 @@ _DIRECTORY: Final = click.Path(path_type=Path, file_okay=False)
 Options = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def _places(command: Callable[..., Any]) -> Callable[..., Any]:
+def places(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that every command here has."""
     for option in (
         json_option,
@@ -59,34 +60,75 @@ def _places(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _open(directory: Path, keys_dir: Path, passphrase_file: Path | None) -> Repository:
-    return Repository(directory, KeyRing(keys_dir, passphrase_from(passphrase_file, _asker())))
+def open_repository(directory: Path, keys_dir: Path, passphrase_file: Path | None) -> Repository:
+    """The repository and the keys that the common options name."""
+    return Repository(directory, KeyRing(keys_dir, passphrase_from(passphrase_file, asker())))
 
 
-def _asker(*, confirm: bool = False) -> Callable[[str], str] | None:
+def asker(*, confirm: bool = False) -> Callable[[str], str] | None:
     """Ask a person at a terminal; nobody is there otherwise."""
     if not sys.stdin.isatty():
         return None
 
     def ask(name: str) -> str:
-        answer: str = click.prompt(
+        said: str = click.prompt(
             f"passphrase of the {name} key", hide_input=True, confirmation_prompt=confirm, err=True
         )
-        return answer
+        return said
 
     return ask
 
 
-def _answer(frame: Frame, document: dict[str, Any], text: str) -> None:
+def answer(frame: Frame, document: dict[str, Any], text: str) -> None:
+    """Answer with the document where JSON is asked for, else with the text."""
     click.echo(json.dumps(document, indent=1) if frame.json else text)
 
 
+class _Group(click.Group):
+    """A group some of whose commands live in files of their own, imported when they are called."""
+
+    def __init__(self, *args: Any, elsewhere: dict[str, tuple[str, str]], **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self.elsewhere = elsewhere  # name -> (file below this package, attribute)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Both kinds, in alphabetical order."""
+        return sorted({*super().list_commands(ctx), *self.elsewhere})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command itself; imports its file."""
+        if cmd_name in self.elsewhere:
+            module, attribute = self.elsewhere[cmd_name]
+            found = getattr(importlib.import_module(f"modelagent.cli.{module}"), attribute)
+            assert isinstance(found, click.Command), f"{cmd_name} is no command"  # noqa: S101 - a programmer's error
+            return found
+        return super().get_command(ctx, cmd_name)
+
+
+_SHELF: Final = {
+    "release": ("release", "release"),
+    "promote": ("shelf", "promote"),
+    "pause": ("shelf", "pause"),
+    "verify": ("shelf", "verify"),
+    "prune": ("shelf", "prune"),
+}
+_CEREMONY: Final = {
+    "new": ("ceremony", "new"),
+    "public": ("ceremony", "public"),
+    "export": ("ceremony", "export"),
+    "sign": ("ceremony", "sign"),
+    "import": ("ceremony", "import_"),
+}
+
+
 @click.group(
+    cls=_Group,
+    elsewhere=_SHELF,
     epilog="A first repository, in four commands:\n\n\b\n"
     "  modelagent repo init --model digits\n"
     "  modelagent repo add model.tflite --model digits --version 1.0.0 --canary canary.npz\n"
     "  modelagent repo channel digits stable 1.0.0\n"
-    "  modelagent repo serve\n\n" + EXIT_CODES
+    "  modelagent repo serve\n\n" + EXIT_CODES,
 )
 def repo() -> None:
     """Publish: keys, releases, channels, withdrawal.
@@ -97,7 +139,7 @@ def repo() -> None:
 
 
 @repo.command(epilog=EXIT_CODES)
-@_places
+@places
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A model to publish; may be given again.")
 @click.option("--encrypt", is_flag=True, help="Encrypt every key but the online one.")
 @click.option("--root-keys", default=1, show_default=True, help="How many root keys to make.")
@@ -127,7 +169,7 @@ def init(
     Move root, targets, release and operations keys off the server afterwards: it needs online.pem and root.json
     alone. Keys are encrypted where a passphrase is given.
     """
-    passphrase = passphrase_from(passphrase_file, _asker(confirm=True) if encrypt else None)
+    passphrase = passphrase_from(passphrase_file, asker(confirm=True) if encrypt else None)
     if encrypt and passphrase("root") is None:
         raise UsageError("--encrypt: no passphrase; give --passphrase-file or MODELAGENT_PASSPHRASE", code="passphrase")
     repository = Repository.init(
@@ -145,7 +187,7 @@ def init(
         root_threshold=root_threshold,
     )
     names = repository.keys.names()
-    _answer(
+    answer(
         frame,
         {"repository": str(directory), "keys": names, "root": str(repository.keys.root_file), "models": list(models)},
         f"repository {directory} for {', '.join(models) or 'no model yet'}\n"
@@ -154,16 +196,16 @@ def init(
     )
 
 
-@repo.group(epilog=EXIT_CODES, invoke_without_command=True)
+@repo.group(cls=_Group, elsewhere=_CEREMONY, epilog=EXIT_CODES, invoke_without_command=True)
 @click.pass_context
 def keys(ctx: click.Context) -> None:
-    """List and replace keys."""
+    """List, make and replace keys; sign in steps on several machines."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
 @keys.command("list", epilog=EXIT_CODES)
-@_places
+@places
 @click.pass_obj
 def list_(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: Path | None) -> None:
     """Show which keys are here, what they sign, and whether they are encrypted."""
@@ -186,11 +228,11 @@ def list_(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: Pat
     text = "\n".join(
         f"{row['name']:<16} {'encrypted' if row['encrypted'] else 'in clear':<10} {row['signs']}" for row in rows
     )
-    _answer(frame, {"keys": rows}, text or f"no keys in {keys_dir}")
+    answer(frame, {"keys": rows}, text or f"no keys in {keys_dir}")
 
 
 @keys.command(epilog=EXIT_CODES)
-@_places
+@places
 @click.argument("name")
 @click.pass_obj
 def rotate(frame: Frame, name: str, *, directory: Path, keys_dir: Path, passphrase_file: Path | None) -> None:
@@ -199,9 +241,9 @@ def rotate(frame: Frame, name: str, *, directory: Path, keys_dir: Path, passphra
     What it signed is signed again by the new one; devices follow by themselves. The old key is kept as NAME.old-N
     until you destroy it.
     """
-    repository = _open(directory, keys_dir, passphrase_file)
+    repository = open_repository(directory, keys_dir, passphrase_file)
     repository.rotate(name)
-    _answer(frame, {"rotated": name, "root": str(repository.keys.root_file)}, f"{name}: replaced")
+    answer(frame, {"rotated": name, "root": str(repository.keys.root_file)}, f"{name}: replaced")
 
 
 def _contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -231,7 +273,7 @@ def _contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @repo.command(epilog=EXIT_CODES)
-@_places
+@places
 @_contract_options
 @click.option("--model", required=True, metavar="NAME", help="The model's name.")
 @click.option("--version", required=True, help="The version's name; never used twice.")
@@ -257,10 +299,10 @@ def add(
     outputs. The canary set must be large enough for
     its margin: 248 samples speak for 0.05, 1,546 for 0.02.
     """
-    repository = _open(directory, keys_dir, passphrase_file)
+    repository = open_repository(directory, keys_dir, passphrase_file)
     document, files = _document(repository, tflite, options)
     release = repository.add(document, files, accept_small_canary=accept_small_canary, new_model=new_model)
-    _answer(
+    answer(
         frame,
         {
             "model": release.model,
@@ -373,7 +415,7 @@ def _labels(path: Path) -> list[str]:
 
 
 @repo.command(epilog=EXIT_CODES)
-@_places
+@places
 @click.option(
     "--wave", "waves", multiple=True, metavar="TIME=SHARE", help="From TIME (2026-11-01T12:00Z) on, this SHARE (0.1)."
 )
@@ -396,17 +438,18 @@ def channel(
 
     With waves, each device starts when the share that holds it may; without, all may start at once.
     """
-    repository = _open(directory, keys_dir, passphrase_file)
+    repository = open_repository(directory, keys_dir, passphrase_file)
     wanted = None if version == "none" else version
-    said = repository.channel(model, channel, wanted, waves=[_wave(text) for text in waves])
-    _answer(
+    said = repository.channel(model, channel, wanted, waves=[wave_of(text) for text in waves])
+    answer(
         frame,
         {"model": model, "channel": channel, "version": said.version, "digest": said.digest},
         f"{model} {channel}: {said.version or 'nothing'}" + (f", in {len(waves)} waves" if waves else ""),
     )
 
 
-def _wave(text: str) -> tuple[datetime, float]:
+def wave_of(text: str) -> tuple[datetime, float]:
+    """TIME=SHARE as it is typed."""
     start, _, share = text.partition("=")
     try:
         moment = datetime.fromisoformat(start)
@@ -416,7 +459,7 @@ def _wave(text: str) -> tuple[datetime, float]:
 
 
 @repo.command(epilog=EXIT_CODES)
-@_places
+@places
 @click.option("--reason", required=True, help="Why; devices show it.")
 @click.option("--instead", metavar="VERSION", help="What channels that name it shall name now; by default nothing.")
 @click.argument("model")
@@ -437,40 +480,40 @@ def withdraw(
 
     Devices that run it leave it within one check.
     """
-    repository = _open(directory, keys_dir, passphrase_file)
+    repository = open_repository(directory, keys_dir, passphrase_file)
     said = repository.withdraw(model, version, reason, instead=instead)
     rows = [{"channel": document.channel, "version": document.version} for document in said]
     text = "\n".join(f"{model} {row['channel']}: {row['version'] or 'nothing'}; {version} is withdrawn" for row in rows)
-    _answer(frame, {"model": model, "withdrawn": version, "channels": rows}, text)
+    answer(frame, {"model": model, "withdrawn": version, "channels": rows}, text)
 
 
 @repo.command(epilog=EXIT_CODES)
-@_places
+@places
 @click.pass_obj
 def refresh(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: Path | None) -> None:
     """Sign the timestamp (and in time the snapshot) again. Takes the online key alone.
 
     Run it daily: devices that see no new timestamp for its lifetime take no new release.
     """
-    repository = _open(directory, keys_dir, passphrase_file)
+    repository = open_repository(directory, keys_dir, passphrase_file)
     repository.refresh()
     end, _ = repository.expiries()["timestamp"]
-    _answer(frame, {"timestamp": end.isoformat()}, f"signed; good until {end.isoformat()}")
+    answer(frame, {"timestamp": end.isoformat()}, f"signed; good until {end.isoformat()}")
 
 
 @repo.command(epilog=EXIT_CODES)
-@_places
+@places
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
 @click.option("--port", default=8000, show_default=True, help="Port; 0 takes a free one.")
 @click.pass_obj
 def serve(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: Path | None, host: str, port: int) -> None:
     """Serve the repository over HTTP, for development. Ends with Ctrl-C."""
-    repository = _open(directory, keys_dir, passphrase_file)
+    repository = open_repository(directory, keys_dir, passphrase_file)
     try:
         server = repository.serve(host, port)
     except OSError as error:
         raise UsageError(f"{host}:{port}: {error.strerror}; name another --host or --port", code="bind") from error
-    _answer(frame, {"url": server.url}, f"serving {directory} at {server.url}")
+    answer(frame, {"url": server.url}, f"serving {directory} at {server.url}")
     sys.stdout.flush()
     try:
         server.run()
@@ -481,14 +524,14 @@ def serve(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: Pat
 
 
 @repo.command(epilog=EXIT_CODES)
-@_places
+@places
 @click.pass_obj
 def status(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: Path | None) -> None:
     """Show models, releases, channels, and how long the signatures last.
 
     Exit code 1 when a signature has less than a quarter of its life left.
     """
-    repository = _open(directory, keys_dir, passphrase_file)
+    repository = open_repository(directory, keys_dir, passphrase_file)
     releases = {model: repository.releases(model) for model in repository.models()}
     channels = repository.channels()
     expiries = repository.expiries()
@@ -510,6 +553,6 @@ def status(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: Pa
         "channels": channels,
         "signatures": {role: {"until": end.isoformat(), "soon": soon} for role, (end, soon) in expiries.items()},
     }
-    _answer(frame, document, "\n".join(lines))
+    answer(frame, document, "\n".join(lines))
     if any(soon for _, soon in expiries.values()):
         raise SystemExit(FAILED)

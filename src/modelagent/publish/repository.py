@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tuf.api.metadata import Delegations, Metadata, MetaFile, Root, Targets
 
@@ -31,6 +31,9 @@ from modelagent.publish.serve import Server
 from modelagent.steps import channel as form
 
 __all__ = ["KeyRing", "Lifetimes", "Repository"]
+
+# A wave that no device reaches: how a channel says "not now" in words that every agent understands.
+PAUSED: Final = datetime(2100, 1, 1, tzinfo=UTC)
 
 
 class Repository:
@@ -131,43 +134,98 @@ class Repository:
             UsageError: `unknown-model`, `duplicate-version`, `number`, `small-canary`, `canary-file`, `manifest`, ...
                 No release was published.
         """
+        return self.release(document, files, accept_small_canary=accept_small_canary, new_model=new_model)
+
+    def release(
+        self,
+        document: Mapping[str, Any] | bytes,
+        files: Mapping[str, Path | bytes],
+        *,
+        channel: str | None = None,
+        waves: Sequence[tuple[datetime, float]] = (),
+        accept_small_canary: bool = False,
+        new_model: bool = False,
+        dry_run: bool = False,
+    ) -> manifest.Manifest:
+        """Publish a release and let a channel name it, in one step: readers see both or neither.
+
+        Args:
+            document: as for `add`.
+            files: as for `add`.
+            channel: what names the release from now on; None: nothing does yet.
+            waves: as for `channel`.
+            accept_small_canary: as for `add`.
+            new_model: as for `add`.
+            dry_run: check everything, keys included, and write nothing.
+
+        Returns:
+            The manifest as signed, or as it would be.
+
+        Raises:
+            UsageError: as `add` and `channel`. Nothing was published.
+        """
         draft = dict(_json(document) if isinstance(document, bytes) else document)
         model = _check_name("model", draft.get("model"))
+        role = model_role(model)
         with self.ledger.locked():
-            if new_model:
+            if new_model and not dry_run:
                 self._add_model(model)
-            role = model_role(model)
-            targets = self.ledger.load_targets(role)
-            published = [entry.custom or {} for entry in targets.signed.targets.values()]
-            highest = max((int(custom.get("number", 0)) for custom in published), default=0)
-            draft.setdefault("schema", manifest.SCHEMA)
-            draft.setdefault("issued", channels.instant(self.ledger.now()))
-            draft.setdefault("number", highest + 1)
-            draft.setdefault("floor", 0)
+            fresh = new_model and role not in delegated(self.ledger.load_targets("targets").signed)
+            targets = Metadata(Targets()) if fresh else self.ledger.load_targets(role)
             contents = {name: _Content(name, content) for name, content in files.items()}
-            draft["files"] = {name: {"sha256": item.sha256, "length": item.length} for name, item in contents.items()}
-            release = _checked(draft, contents, accept_small_canary=accept_small_canary)
-            path = form.manifest_path(model, release.version)
-            if path in targets.signed.targets:
-                raise UsageError(
-                    f"{model} {release.version} is published already and never changes; give a new version",
-                    code="duplicate-version",
+            data = self._complete(draft, contents, targets.signed, accept_small_canary=accept_small_canary)
+            made = manifest.parse(data)
+            changed = {role: targets}
+            path = form.manifest_path(model, made.version)
+            said: dict[str, bytes] = {}
+            if channel is not None:
+                changed[CHANNELS] = self.ledger.load_targets(CHANNELS)
+                said[form.target_path(model, channel)] = channels.compose(
+                    model,
+                    channel,
+                    self._channel_documents(changed[CHANNELS]).get(form.target_path(model, channel)),
+                    now=self.ledger.now(),
+                    release=(made.version, made.digest),
+                    waves=waves,
                 )
-            if release.number <= highest:
-                raise UsageError(
-                    f"{model} {release.version}: release number {release.number} does not rise above {highest}; "
-                    "leave it out or give a higher one",
-                    code="number",
-                )
-            self.keys.signer("release")  # refuses before anything is written
+            for key in ("release", "online", *(["operations"] if said else []), *(["targets"] if fresh else [])):
+                self.keys.signer(key)  # refuses before anything is written
+            if dry_run:
+                return made
             for item in contents.values():
                 item.store(self.directory / "files")
-            data = manifest.dump(draft)
             entry = self.ledger.store_target(path, data)
-            entry.unrecognized_fields["custom"] = {"number": release.number, "floor": release.floor}
+            entry.unrecognized_fields["custom"] = {"number": made.number, "floor": made.floor}
             targets.signed.targets[path] = entry
-            self.ledger.publish({role: targets})
-            return manifest.parse(data)
+            for place, text in said.items():
+                changed[CHANNELS].signed.targets[place] = self.ledger.store_target(place, text)
+            self.ledger.publish(changed)
+            return made
+
+    def _complete(
+        self, draft: dict[str, Any], contents: Mapping[str, "_Content"], targets: Targets, *, accept_small_canary: bool
+    ) -> bytes:
+        """Fill in what files and repository know, check it all, and give the bytes to sign."""
+        published = [entry.custom or {} for entry in targets.targets.values()]
+        highest = max((int(custom.get("number", 0)) for custom in published), default=0)
+        draft.setdefault("schema", manifest.SCHEMA)
+        draft.setdefault("issued", channels.instant(self.ledger.now()))
+        draft.setdefault("number", highest + 1)
+        draft.setdefault("floor", 0)
+        draft["files"] = {name: {"sha256": item.sha256, "length": item.length} for name, item in contents.items()}
+        release = _checked(draft, contents, accept_small_canary=accept_small_canary)
+        if form.manifest_path(release.model, release.version) in targets.targets:
+            raise UsageError(
+                f"{release.model} {release.version} is published already and never changes; give a new version",
+                code="duplicate-version",
+            )
+        if release.number <= highest:
+            raise UsageError(
+                f"{release.model} {release.version}: release number {release.number} does not rise above {highest}; "
+                "leave it out or give a higher one",
+                code="number",
+            )
+        return manifest.dump(draft)
 
     def channel(
         self,
@@ -230,6 +288,45 @@ class Repository:
                 )
             self._set_channels(roles, documents)
             return [form.parse(data) for data in documents.values()]
+
+    def promote(
+        self, model: str, source: str, target: str, waves: Sequence[tuple[datetime, float]] = ()
+    ) -> form.Channel:
+        """Let the channel `target` name what the channel `source` names now (beta to stable, for instance).
+
+        Raises:
+            UsageError: `no-channel`, or as `channel`. Nothing was published.
+        """
+        with self.ledger.locked():
+            roles = self.ledger.load_targets(CHANNELS)
+            version = self._named(roles, model, source)
+            data = self._compose(model, target, version, waves=waves, withdrawn=(), roles=roles)
+            self._set_channels(roles, {form.target_path(model, target): data})
+            return form.parse(data)
+
+    def pause(self, model: str, channel: str) -> form.Channel:
+        """Let no further device begin with what the channel names; those that run it go on.
+
+        Naming the version again (`channel`, with or without waves) goes on. Nothing is taken back: that is
+        `withdraw`.
+
+        Raises:
+            UsageError: `no-channel`. Nothing was published.
+        """
+        with self.ledger.locked():
+            roles = self.ledger.load_targets(CHANNELS)
+            version = self._named(roles, model, channel)
+            data = self._compose(model, channel, version, waves=[(PAUSED, 1.0)], withdrawn=(), roles=roles)
+            self._set_channels(roles, {form.target_path(model, channel): data})
+            return form.parse(data)
+
+    def _named(self, roles: Metadata[Targets], model: str, channel: str) -> str:
+        document = self._channel_documents(roles).get(form.target_path(model, channel))
+        if document is None or document["release"] is None:
+            raise UsageError(
+                f"{model} {channel}: this channel names no release; see `modelagent repo status`", code="no-channel"
+            )
+        return str(document["release"]["version"])
 
     def refresh(self) -> None:
         """Sign the timestamp again, and the snapshot once half its life is over. Takes the online key alone."""
@@ -302,6 +399,36 @@ class Repository:
     def channels(self) -> list[dict[str, Any]]:
         """Every channel document as published."""
         return list(self._channel_documents(self.ledger.load_targets(CHANNELS)).values())
+
+    def manifest_bytes(self, model: str, version: str) -> bytes:
+        """The signed manifest of a published release.
+
+        Raises:
+            UsageError: `unknown-version`, or `untrusted` when the file is not what was signed.
+        """
+        digest, path = self._digest(model, version), form.manifest_path(model, version)
+        data = self.ledger.target_file(path, digest).read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise UsageError(
+                f"{path}: its bytes are not the signed ones; restore the repository from its backup", code="untrusted"
+            )
+        return data
+
+    def named_files(self) -> set[Path]:
+        """Every file that the present metadata names; all roots count, because old devices walk through them."""
+        ledger = self.ledger
+        metadata, snapshot = self.directory / "metadata", ledger.load_timestamp().signed.snapshot_meta
+        named = {metadata / "timestamp.json", metadata / f"{snapshot.version}.snapshot.json", metadata / "root.json"}
+        named |= set(metadata.glob("*.root.json"))
+        for name, meta in ledger.load_snapshot().signed.meta.items():
+            named.add(metadata / f"{meta.version}.{name}")
+            for path, entry in ledger.load_targets(name.removesuffix(".json")).signed.targets.items():
+                place = ledger.target_file(path, entry.hashes["sha256"])
+                named.add(place)
+                if path.startswith("models/"):
+                    refs = manifest.parse(place.read_bytes()).files
+                    named |= {self.directory / "files" / ref.sha256 for ref in refs}
+        return named
 
     def expiries(self) -> dict[str, tuple[datetime, bool]]:
         """Role -> (when its signature ends, whether less than a quarter of its life is left)."""

@@ -1,0 +1,155 @@
+"""`modelagent build`: from a trained network to measured variants, and the one that fits.
+
+This file knows how a build is typed and shown. It does not know how anything is compressed or measured.
+
+    modelagent build build.toml --out build/digits
+    modelagent build digits.keras --data digits.npz --variant int8=int8 --variant small=prune:sparsity=0.5+int8
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from modelagent.build import chains, pipeline, plans, report
+from modelagent.build.pipeline import Outcome, Variant
+from modelagent.cli import EXIT_CODES, REFUSED, Frame, json_option
+from modelagent.errors import UsageError
+
+_NOTES: Final = "\b\nSteps, joined by +:\n" + "\n".join(
+    f"  {kind}" + (":" + ",".join(f"{name}={rule[0]}" for name, rule in options.items()) if options else "")
+    for kind, options in chains.OPTIONS.items()
+)
+
+
+@click.command(epilog=f"{_NOTES}\n\n{EXIT_CODES}")
+@json_option
+@click.option("--data", "dataset", help="Samples: .npz, a directory of class folders, or module:function.")
+@click.option("--variant", "variants", multiple=True, metavar="NAME=STEPS", help="A variant to build; repeatable.")
+@click.option("--seed", type=int, help="Of every draw.")
+@click.option("--name", help="The model's name.")
+@click.option("--parent", type=click.Path(path_type=Path, dir_okay=False), help="The .tflite that is published now.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("build/model"),
+    show_default=True,
+    help="Gets variants/, report.json and report.html.",
+)
+@click.argument("source", metavar="PLAN.toml|MODEL")
+@click.pass_obj
+def build(frame: Frame, /, source: str, out: Path, **typed: Any) -> None:
+    """Build variants of a network, measure each on the device's runtime, and choose by constraints.
+
+    SOURCE is a plan (.toml), or a model: .keras, .h5, a SavedModel directory, a .tflite file, or module:function. Exit
+    code 3 when no variant fits.
+    """
+    outcome = run(plan_of(source, **typed), out, frame)
+    if frame.json:
+        click.echo(json.dumps(report.document(outcome), indent=1))
+    else:
+        show(outcome, out)
+    if outcome.chosen is None:
+        raise SystemExit(REFUSED)
+
+
+def plan_of(
+    source: str,
+    *,
+    dataset: str | None = None,
+    variants: tuple[str, ...] = (),
+    seed: int | None = None,
+    name: str | None = None,
+    parent: Path | None = None,
+) -> plans.Plan:
+    """The plan of what was typed; options win over the file."""
+    chosen: dict[str, str] = {}
+    for text in variants:
+        label, found, steps = text.partition("=")
+        if not found:
+            raise UsageError(f"--variant {text}: allowed is NAME=STEPS, for instance int8=int8", code="bad-chain")
+        chosen[label] = steps
+    changes: dict[str, Any] = {"data": dataset, "seed": seed, "name": name}
+    if chosen:
+        changes["variants"] = plans.variants(chosen)
+    if source.endswith(".toml"):
+        plan = plans.read(Path(source), **changes)
+    else:
+        plan = plans.make({"model": {"source": source}, "data": {"source": dataset or ""}}, **changes)
+    return plan if parent is None else replace(plan, parent=replace(plan.parent, file=parent))
+
+
+def run(plan: plans.Plan, out: Path, frame: Frame) -> Outcome:
+    """Build with a progress bar on standard error."""
+    sys.path.insert(0, str(Path.cwd()))  # entry points are looked for where the command is typed
+    command = shlex.join(["modelagent", *sys.argv[1:]])
+    if frame.json or not sys.stderr.isatty():
+        return pipeline.build(plan, out, command=command, told=None if frame.json else _plain())
+    columns = (TextColumn("{task.fields[variant]:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=1, variant="")
+
+        def told(variant: str, done: int, total: int, text: str) -> None:
+            progress.update(task, completed=done, total=total, description=text, variant=variant)
+
+        return pipeline.build(plan, out, command=command, told=told)
+
+
+def _plain() -> Callable[[str, int, int, str], None]:
+    """For logs of CI jobs: a line a step, none an epoch."""
+    last = -1
+
+    def told(variant: str, done: int, total: int, text: str) -> None:
+        nonlocal last
+        if done != last:
+            last = done
+            click.echo(f"[{done + 1}/{total}] {variant}: {text}", err=True)
+
+    return told
+
+
+def show(outcome: Outcome, out: Path) -> None:
+    """Print the table and the choice."""
+    table = Table(title=f"{outcome.plan.name}, {len(outcome.parts.validation)} validation samples")
+    for title in ("variant", "bytes", "compr.", "delta", "accuracy (95 %)", "loss", "p50/p95 us", "time", "MB", ""):
+        table.add_column(title, justify="left" if title in {"variant", ""} else "right", overflow="fold")
+    for item in outcome.variants.values():
+        table.add_row(*_cells(item, outcome.chosen is item))
+    Console().print(table)
+    for item in outcome.variants.values():
+        for text in dict.fromkeys(filter(None, [item.failure, *item.refusals, *(note.text for note in item.remarks)])):
+            click.echo(f"{item.name}: {text}")
+        if item.reproduced:
+            click.echo(f"{item.name}: {item.reproduced}")
+    if outcome.chosen is not None:
+        click.echo(f"chosen: {outcome.chosen.name}, {outcome.chosen.file}")
+    else:
+        click.echo("chosen: none; every variant's reasons are above", err=True)
+    click.echo(f"report: {out / 'report.html'}")
+
+
+def _cells(item: Variant, chosen: bool) -> list[str]:
+    found, figures = item.measured, item.figures
+    if found is None or figures is None:
+        return [item.name, *["-"] * 8, "failed"]
+    verdict = "chosen" if chosen else ("refused" if item.refusals else "")
+    return [
+        item.name,
+        str(item.size),
+        str(item.compressed),
+        "-" if item.delta is None else str(item.delta),
+        f"{found.accuracy:.2%} ({found.interval[0]:.1%} to {found.interval[1]:.1%})",
+        f"{figures.accuracy_loss:+.2%}",
+        f"{found.p50_us:.0f}/{found.p95_us:.0f}",
+        f"{figures.latency_ratio:.2f}",
+        f"{found.peak_mb:.0f}",
+        verdict,
+    ]

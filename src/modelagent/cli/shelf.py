@@ -1,0 +1,118 @@
+"""`modelagent repo promote | pause | verify | prune`: what happens to releases after they are published.
+
+This file knows how these are typed and answered. It does not know how a repository is checked or signed.
+
+    modelagent repo promote digits beta stable --wave 2026-11-01T12:00Z=0.1
+    modelagent repo verify
+    modelagent repo prune digits --keep 5
+"""
+
+import time
+from pathlib import Path
+
+import click
+
+from modelagent.cli import EXIT_CODES, FAILED, Frame
+from modelagent.cli.repo import answer, open_repository, places, wave_of
+from modelagent.publish import inspection, pruning
+
+
+@click.command(epilog=EXIT_CODES)
+@places
+@click.option("--wave", "waves", multiple=True, metavar="TIME=SHARE", help="From TIME on, this SHARE of devices.")
+@click.argument("model")
+@click.argument("source")
+@click.argument("target")
+@click.pass_obj
+def promote(
+    frame: Frame,
+    model: str,
+    source: str,
+    target: str,
+    *,
+    directory: Path,
+    keys_dir: Path,
+    passphrase_file: Path | None,
+    waves: tuple[str, ...],
+) -> None:
+    """Let channel TARGET of MODEL name what channel SOURCE names (beta to stable, or to a group's channel)."""
+    repository = open_repository(directory, keys_dir, passphrase_file)
+    said = repository.promote(model, source, target, [wave_of(text) for text in waves])
+    answer(
+        frame,
+        {"model": model, "channel": target, "version": said.version, "digest": said.digest},
+        f"{model} {target}: {said.version}" + (f", in {len(waves)} waves" if waves else ""),
+    )
+
+
+@click.command(epilog=EXIT_CODES)
+@places
+@click.argument("model")
+@click.argument("channel")
+@click.pass_obj
+def pause(
+    frame: Frame, model: str, channel: str, *, directory: Path, keys_dir: Path, passphrase_file: Path | None
+) -> None:
+    """Let no further device begin with what CHANNEL of MODEL names; those that run it go on.
+
+    `modelagent repo channel MODEL CHANNEL VERSION` goes on.
+    """
+    said = open_repository(directory, keys_dir, passphrase_file).pause(model, channel)
+    answer(
+        frame,
+        {"model": model, "channel": channel, "version": said.version, "paused": True},
+        f"{model} {channel}: {said.version} is paused\nnext: modelagent repo channel {model} {channel} {said.version}",
+    )
+
+
+@click.command(epilog=EXIT_CODES)
+@places
+@click.pass_obj
+def verify(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: Path | None) -> None:
+    """Check the repository as a device would, from nothing: every channel, release and file. Takes no private key.
+
+    Exit code 1 when something is wrong.
+    """
+    found = inspection.verify(open_repository(directory, keys_dir, passphrase_file), now=time.time)
+    lines = [f"good   {text}" for text in found.checked] + [f"WRONG  {text}" for text in found.errors]
+    if found.strangers:
+        lines.append(f"{len(found.strangers)} files that nothing names; `modelagent repo prune` removes them in time")
+    answer(
+        frame,
+        {"good": not found.errors, "checked": found.checked, "errors": found.errors, "unnamed": found.strangers},
+        "\n".join(lines) or "an empty repository",
+    )
+    if found.errors:
+        raise SystemExit(FAILED)
+
+
+@click.command(epilog=EXIT_CODES)
+@places
+@click.option("--keep", default=10, show_default=True, help="How many of the newest releases to keep.")
+@click.option("--grace-hours", default=24.0, show_default=True, help="How long unnamed files stay for slow readers.")
+@click.option("--dry-run", is_flag=True, help="Say what would go.")
+@click.argument("model", required=False)
+@click.pass_obj
+def prune(
+    frame: Frame,
+    model: str | None,
+    *,
+    directory: Path,
+    keys_dir: Path,
+    passphrase_file: Path | None,
+    keep: int,
+    grace_hours: float,
+    dry_run: bool,
+) -> None:
+    """Let old releases of MODEL go, and remove files that nothing has named for a day.
+
+    What a channel names always stays. Without MODEL no release goes, and no key is needed. Files go in a later run,
+    when the time of grace is over: a device may be fetching them now.
+    """
+    repository = open_repository(directory, keys_dir, passphrase_file)
+    gone = [] if model is None else pruning.prune(repository, model, keep=keep, dry_run=dry_run)
+    removed = pruning.sweep(repository, grace=grace_hours * 3600, now=time.time(), dry_run=dry_run)
+    would = "would be " if dry_run else ""
+    text = [f"{model} {version}: {would}listed no longer" for version in gone]
+    text.append(f"{len(removed)} unnamed files {would}removed")
+    answer(frame, {"releases": gone, "files": removed, "dry_run": dry_run}, "\n".join(text))
