@@ -44,6 +44,7 @@ class Entry(NamedTuple):
 
 COMMANDS: Final[dict[str, Entry]] = {
     "status": Entry("status", "status", "What runs, and why nothing else does."),
+    "watch": Entry("watch", "watch", "What happens on this device, as it happens."),
     "history": Entry("history", "history", "What happened to which version, and why."),
     "explain": Entry("explain", "explain", "Why is something happening, or not: each gate's present answer."),
     "check": Entry("check", "check", "Ask the repository now."),
@@ -61,6 +62,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "doctor": Entry("doctor", "doctor", "Look at this device: clock, disk, permissions, runtime, trust, links."),
     "setup": Entry("setup", "setup", "Write a checked configuration, make the directories, run doctor."),
     "run": Entry("run", "run", "Run the agent: inference and updater, or one of them."),
+    "fleet": Entry("fleet", "fleet", "All devices, and commands to one, a group or all."),
     "build": Entry("build", "build", "Compress, convert, measure and choose: from a trained network to a file."),
     "repo": Entry("repo", "repo", "Publish: keys, releases, channels, withdrawal."),
 }

@@ -9,6 +9,7 @@ This file knows terminals. It does not know what it shows. rich is imported only
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -51,16 +52,18 @@ def coloured(text: str, level: str) -> str:
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], levels: Sequence[str] = ()) -> None:
     """Print a table; `levels` (one a row) colours rows on a terminal. In a pipe: columns padded by spaces."""
     if sys.stdout.isatty():
-        _rich_table(columns, rows, levels)
+        from rich.console import Console  # noqa: PLC0415 - only where somebody looks
+
+        Console().print(rich_table(columns, rows, levels))
         return
     widths = [max(len(str(row[i])) for row in [columns, *rows]) for i in range(len(columns))]
     for row in [columns, *rows]:
         click.echo("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], levels: Sequence[str]) -> None:
-    from rich.console import Console  # noqa: PLC0415 - only where somebody looks
-    from rich.table import Table  # noqa: PLC0415 - the same
+def rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], levels: Sequence[str]) -> Any:
+    """The same table as a rich renderable, for a display that is drawn anew."""
+    from rich.table import Table  # noqa: PLC0415 - only where somebody looks
     from rich.text import Text  # noqa: PLC0415 - the same
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
@@ -70,4 +73,4 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], levels: S
         # Text, not str: square brackets in a reason are no markup.
         style = _COLOURS.get(levels[index], "") if index < len(levels) else ""
         shown.add_row(*(Text(str(cell)) for cell in row), style="" if style == "green" else style)
-    Console().print(shown)
+    return shown
