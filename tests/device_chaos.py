@@ -155,7 +155,7 @@ class Chaos:
         """One happening, weighted so that deployments get far between the disturbances."""
         device = self.device
         model, number = rng.choice(device.models), rng.randint(1, HIGHEST)
-        device.draw = rng.random() * 0.99
+        device.draw, device.too_late = rng.random() * 0.99, rng.random() < 0.5
         match rng.choices(range(23), (40, 20, 30, 12, 1, 2, 2, 1, 6, 2, 2, 2, 2, 1, 2, 3, 2, 6, 3, 1, 3, 3, 1))[0]:
             case 0:
                 device.tick(rng.choice((1.0, 1.0, 2.0, 4.0)), drain=rng.random() < 0.3)
@@ -293,8 +293,8 @@ def probes(device: Device, model: str, state: State) -> Iterator[tuple[Event, An
         yield Finished(now, draw, state.doing.id, link, CanaryVerdict(Outcome.PASS, "probe")), shut
         for outcome in Outcome:
             yield Finished(now, draw, state.doing.id, Link(0, 1), CanaryVerdict(outcome, "probe")), asks
-        for remedy, disk in product(Remedy, [None, *disks(device, model, state)]):
-            yield Failed(now, draw, state.doing.id, remedy, "probe", "probe", disk=disk), asks
+        for remedy, facts in product(Remedy, [None, *disks(device, model, state)]):
+            yield Failed(now, draw, state.doing.id, remedy, "probe", "probe", disk=facts), asks
 
 
 def disks(device: Device, model: str, state: State) -> list[DiskFacts]:

@@ -141,6 +141,7 @@ class Work:
     model: str
     effect: effects.Effect
     abandoned: bool = False
+    under_way: bool = False  # given up too late: it is done, and nobody is told
 
 
 class Device:
@@ -164,8 +165,10 @@ class Device:
         self.canaries: Counter[str] = Counter()
         self.gates: dict[str, Verdict] = {}
         self.failing: dict[str, Remedy] = {}  # hand word (check, acquire, ...) -> remedy
+        self.progress = 0  # bytes that a failing Acquire got
         self.broken_after: dict[type[effects.Effect], str] = {}  # Activate or Revert: fails, after which part of it
         self.full = False
+        self.too_late = False  # what is given up now is under way already
         self.interval = 20.0  # seconds between checks
         self.changed = 0.0  # when the repository was last changed
         self.states: dict[str, State] = {}
@@ -514,6 +517,7 @@ class Device:
             for work in queue:
                 if work.model == model and work.effect.id == target:
                     work.abandoned = True
+                    work.under_way = self.too_late and work is queue[0]
 
     def _post(self, model: str, event: Event) -> None:
         self.landed.append((model, event))
@@ -534,15 +538,15 @@ class Device:
             model, event = self.inbox.popleft()
             self.turn(model, event)
             return True
-        names = sorted(name for name, queue in self.queues.items() if queue)
+        names = sorted((name for name, queue in self.queues.items() if queue), key=lambda name: (name != "check", name))
         if not names:
             return False
         work = self.queues[hand if hand in names else names[0]].popleft()
-        if not work.abandoned:
+        if not work.abandoned or work.under_way:
             self._point()
             answer = self.perform(work)
             self._point()
-            if answer is not None and work.effect.id:
+            if answer is not None and work.effect.id and not work.abandoned:
                 self._post(work.model, answer)
         return True
 
@@ -593,7 +597,8 @@ class Device:
         if isinstance(order, effects.Check):
             return CheckFailed(self.now, self.draw, order.id, remedy, "simulated", message)
         disk = self.stores[order.model].facts() if isinstance(order, effects.Activate | effects.Revert) else None
-        return Failed(self.now, self.draw, order.id, remedy, "simulated", message, disk=disk)
+        done = self.progress if isinstance(order, effects.Acquire) else 0
+        return Failed(self.now, self.draw, order.id, remedy, "simulated", message, done, disk=disk)
 
     def _check(self, order: effects.Check) -> Event:
         self.checks.append(order)

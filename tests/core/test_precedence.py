@@ -335,7 +335,7 @@ def test_block_and_lift() -> None:
     assert "give its digest" in device.command("m", Verb.BLOCK, "9.9.9")
     assert device.command("m", Verb.BLOCK, "1.1.0").startswith("done")
     device.settle()
-    assert device.stores["m"].fallback is None, "a blocked slot is no fallback"
+    assert device.end_state("m")["fallback"] is None, "a blocked slot is no fallback"
     assert "blocked already" in device.command("m", Verb.BLOCK, "1.1.0")
     assert device.command("m", Verb.LIFT, "1.1.0").startswith("done")
     device.settle()

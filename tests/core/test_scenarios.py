@@ -109,6 +109,14 @@ STORIES = (
         blocks=("1.3.0",),
     ),
     Scenario(
+        "it never comes up",
+        (1, 2),
+        (Act("publish", 3, conduct=Conduct(live="hang")),),
+        "Idle Deferred Acquiring Staging Canary Staged Activating Reverting Idle",
+        "1.2.0",
+        "1.1.0",
+    ),
+    Scenario(
         "an operator goes back",
         (1, 2, 3),
         (Act("rollback", argument="looks odd"),),

@@ -84,7 +84,7 @@ def activating_failed(x: Scene) -> Phase:
         if x.state.current == x.candidate.release.digest:
             return _switched(x)
     phase = x.failed(RANK[Phase.ACTIVATING])
-    x.repair()
+    x.repair(anew=event.disk is None)
     again = phase is Phase.DEFERRED and x.candidate.reached is Reached.PASSED
     return Phase.STAGED if again else phase
 
@@ -321,9 +321,10 @@ def reverting_finished(x: Scene) -> Phase:
     going = x.state.going
     assert going is not None  # noqa: S101
     going = replace(going, link=event.link)
-    # On a full disk the store goes back all the same and leaves no `fallback`: so that is set once more, and owed.
-    x.set(doing=None, current=going.target, link=event.link, fallback=None, going=going)
-    x.repair()
+    x.set(doing=None, current=going.target, link=event.link, going=going)
+    if _barred(x) and revert_target(x.state, going.leaving, (*going.refused, going.target)) is not None:
+        return _aim(x)
+    x.repair(anew=True)  # on a full disk the store goes back all the same, and leaves no `fallback`
     x.wait(f"waiting for inference to come back to {version(x.state, going.target)}")
     return Phase.REVERTING
 
@@ -388,13 +389,18 @@ def reverting_wanted(x: Scene) -> Phase:
 
 
 def _aim_if_barred(x: Scene) -> Phase:
-    going = x.state.going
-    assert going is not None  # noqa: S101
-    found = slot(x.state, going.target)
-    if found is not None and block_reason(x.state, found.release):
+    """Never in the middle of the switch: given up or not it may be made, and then State would not know."""
+    if x.state.doing is None and _barred(x):
         return _aim(x)
     x.repair()
     return Phase.REVERTING
+
+
+def _barred(x: Scene) -> bool:
+    going = x.state.going
+    assert going is not None  # noqa: S101
+    found = slot(x.state, going.target)
+    return found is not None and bool(block_reason(x.state, found.release))
 
 
 def reverting_revert_wanted(x: Scene) -> Phase:

@@ -334,7 +334,10 @@ def canary_finished(x: Scene) -> Phase:
 
 
 def _got_past(x: Scene) -> Attempts:
-    return replace(x.state.attempts, furthest=(RANK[Phase.CANARY], 1), failures=0)
+    """A canary passed is progress the first time only: what fails behind it must not come back here for ever."""
+    past = (RANK[Phase.CANARY], 1)
+    known = x.state.attempts
+    return replace(known, furthest=past, failures=0) if past > known.furthest else known
 
 
 # -- Staged ----------------------------------------------------------------------------------------------------

@@ -345,10 +345,11 @@ class Scene:
         self.alarm(f"{version(self.state, current)} is {why}, and there is no version to go back to")
         return ""
 
-    def repair(self) -> None:
+    def repair(self, *, anew: bool = False) -> None:
         """Keep the invariant that `fallback` names the revert target and never a blocked slot.
 
-        While a switch is under way it moves `fallback` itself; its answer leads here again.
+        While a switch is under way it moves `fallback` itself; its answer leads here again. `anew`: what the link
+        names is not known for certain, so it is set in any case.
         """
         doing, going = self.state.doing, self.state.going
         if doing is not None and doing.kind in ("activate", "revert"):
@@ -357,7 +358,7 @@ class Scene:
         if going is not None:  # until it is done the way back is the target itself, afterwards what lies behind it
             spoiled = (*going.refused, going.leaving or "")
         wanted = revert_target(self.state, self.state.current, spoiled)
-        if wanted != self.state.fallback:
+        if anew or wanted != self.state.fallback:
             self.set(fallback=wanted)
             self.owe("fallback")
 
