@@ -3,25 +3,37 @@
     python tests/hostile_worker.py <mode> '<json argument>'
 
 It answers the first command (so that it passes for a worker that came up) and then does what `mode` says. It sets no
-limit on itself, and does not bind itself to its parent: what holds it must hold from outside.
+limit on itself, and does not bind itself to its parent: what holds it must hold from outside. Only `break-out` enters
+the cage first, as the worker does before it has seen a model, and then tries to leave it.
 """
 
+import contextlib
 import json
 import os
 import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from modelagent.sandbox import confine
 
 
-def main(mode: str, argument: dict[str, int]) -> None:
+def main(mode: str, argument: dict[str, Any]) -> None:
     """Come up like a worker, then misbehave."""
     control = socket.socket(fileno=argument["ctl"])
     if mode == "silent":
         time.sleep(3600)
     control.recv(65536)
+    if mode == "break-out":
+        confine(argument["readable"])
     control.send(json.dumps({"ok": True, "peak_kb": 1, "rss_kb": 1}).encode())
     control.recv(65536)
+    if mode == "break-out":
+        control.send(json.dumps({"ok": False, "code": "load", "reason": f"broke out by {break_out()}"}).encode())
+        time.sleep(3600)
     if mode == "eat":
         hoard = []
         while True:
@@ -58,6 +70,26 @@ def main(mode: str, argument: dict[str, int]) -> None:
     if mode == "exit":
         sys.exit(7)
     lie(control, mode)
+
+
+def break_out() -> list[str]:
+    """What a runtime that was taken over can still do in the cage that the worker put itself into."""
+    place = Path(os.environ["HOSTILE_DIRECTORY"])
+    attempts: dict[str, Callable[[], object]] = {
+        "fork": os.fork,
+        "exec": lambda: os.execv("/bin/true", ["true"]),  # noqa: S606 - the point
+        "socket": lambda: socket.create_connection(("127.0.0.1", 9), 0.1),
+        "signal": lambda: os.kill(os.getppid(), 0),
+        "write": lambda: (place / "loot").write_text("x"),
+        "read": (place / "secret").read_text,
+        "remove": (place / "secret").unlink,
+    }
+    done = []
+    for name, attempt in attempts.items():
+        with contextlib.suppress(PermissionError):
+            attempt()
+            done.append(name)
+    return done
 
 
 def lie(control: socket.socket, mode: str) -> None:

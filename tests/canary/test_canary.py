@@ -324,6 +324,23 @@ def test_a_worker_that_was_taken_over_is_a_verdict_in_time_and_leaves_nothing(
     assert _eventually(lambda: not _members(group)), "the group was killed with its leader"
 
 
+def test_a_runtime_that_was_taken_over_cannot_leave_the_cage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "secret").write_text("key")
+    monkeypatch.setenv("HOSTILE_DIRECTORY", str(place))
+    monkeypatch.setattr(canary, "_ENVIRONMENT", (*canary._ENVIRONMENT, "HOSTILE_DIRECTORY"))
+    manifest = digit_slots.write_slot(tmp_path / "x", "digits-1.1.0.tflite")
+    verdict = judge(tmp_path / "x", manifest, None, worker=(*HOSTILE, "break-out"), budget_s=10.0)
+    assert verdict.reason == "broke out by []"
+    assert [path.name for path in place.iterdir()] == ["secret"]
+
+
+def test_the_verdict_names_the_cage_as_the_kernel_sees_it(tmp_path: Path) -> None:
+    manifest = digit_slots.write_slot(tmp_path / "1.0.0", "digits-1.0.0.tflite")
+    assert _candidate(judge(tmp_path / "1.0.0", manifest, None))["cage"] == "no-new-privs 1, seccomp 2"
+
+
 def test_a_lying_worker_is_found_by_the_other_ones_labels(
     tmp_path: Path, running: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

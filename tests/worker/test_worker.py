@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,7 @@ def worker(side: ParentSide | None = None, *, limits: dict[str, int] | None = No
         "parent": os.getpid(),
         "nice": nice,
         "sandbox": limits is not None,
+        "readable": [tempfile.gettempdir()],
         "limits": limits,
     }
     command = [sys.executable, "-m", "modelagent.inference.worker", json.dumps(argument)]
@@ -248,11 +250,11 @@ def test_frames_go_through_the_mailbox(slot: Path) -> None:
             assert answer["ok"]
             assert -20 <= answer["nice"] <= 19
             for sample in SAMPLES:
-                np.copyto(side.inputs[0], sample)
+                np.copyto(side.filling.read_inputs()[0], sample)
                 assert side.ask(10.0) is Reply.ANSWERED
                 assert side.status == OK
                 assert 0 < side.invoke_ns < 10**10
-                np.testing.assert_allclose(side.outputs[0][0], sample, rtol=1e-6)
+                np.testing.assert_allclose(side.answered.read_outputs()[0][0], sample, rtol=1e-6)
             assert probe.ask("memory")["ok"]  # commands are still answered between frames
             os.kill(probe.child.pid, signal.SIGKILL)
             assert side.ask(10.0) is Reply.DIED
@@ -273,13 +275,13 @@ def test_nan_in_a_frame_is_a_status(tmp_path: Path) -> None:
         with worker(side) as probe:
             probe.load(tmp_path / "x")
             probe.ask("serve")
-            side.inputs[0][:] = -1.0
+            side.filling.read_inputs()[0][:] = -1.0
             assert side.ask(10.0) is Reply.ANSWERED
             assert side.status == NOT_FINITE
-            side.inputs[0][:] = 4.0
+            side.filling.read_inputs()[0][:] = 4.0
             assert side.ask(10.0) is Reply.ANSWERED
             assert side.status == OK
-            assert side.outputs[0][0, 0] == 2.0
+            assert side.answered.read_outputs()[0][0, 0] == 2.0
     finally:
         side.close()
 

@@ -5,7 +5,8 @@ out (`answers.py`), nor links, policies or the network. A model that crashes or 
 nothing else, so the loop and the canary both run models only through it.
 
     python -m modelagent.inference.worker '{"ctl": 5, "memory": null, "request": null, "reply": null,
-        "parent": 4711, "version": "0.1.0", "nice": 19, "sandbox": true, "limits": {"memory_mb": 400, "cpu_s": 60}}'
+        "parent": 4711, "version": "0.1.0", "nice": 19, "sandbox": true, "readable": ["/.../slots/5f..."],
+        "limits": {"memory_mb": 400, "cpu_s": 60}}'
 
 Commands are single JSON packets on the inherited `ctl` socket (AF_UNIX, SOCK_SEQPACKET), each answered by one packet
 with "ok"; a refusal has "code" and "reason":
@@ -18,6 +19,7 @@ with "ok"; a refusal has "code" and "reason":
     unload {}               close the model, answer, end with status 0
 
 End of file on `ctl` ends the process; no signal has a handler, because none would run during a hung `invoke`.
+In the sandbox (`sandbox.py`) only `readable` can be read, nothing written, no process or channel made.
 `limits.memory_mb` is address space on top of what the runtime itself maps once imported, so that one number means
 the same on every device.
 """
@@ -32,6 +34,7 @@ from typing import Any, Final
 
 from modelagent import __version__
 from modelagent.children import OTHER_VERSION, Limits, bind_to_parent, limit_self
+from modelagent.sandbox import confine
 
 _MIB: Final = 1024 * 1024
 
@@ -73,7 +76,9 @@ def main(argument: Mapping[str, Any]) -> None:
     if memory_mb is not None:
         mapped = int(Path("/proc/self/statm").read_bytes().split()[0]) * os.sysconf("SC_PAGESIZE")
         limit_self(Limits(memory_mb=mapped // _MIB + int(memory_mb)))
-    control = socket.socket(fileno=int(argument["ctl"]))
+    control = socket.socket(fileno=int(argument["ctl"]))  # before the cage: later this very call is refused
+    if sandbox:
+        confine(argument.get("readable", ()))
     mailbox = None
     if all(argument.get(name) is not None for name in ("memory", "request", "reply")):
         mailbox = (int(argument["memory"]), int(argument["request"]), int(argument["reply"]))

@@ -80,6 +80,7 @@ class ModelRun:
     peak_kb: int = 0
     runtime: str = ""
     delegate: str = ""
+    cage: str = ""  # what the kernel said held the worker
     problem: Problem | None = None
 
     @property
@@ -326,6 +327,7 @@ def _summary(run: ModelRun) -> dict[str, object]:
         "version": run.version,
         "runtime": run.runtime,
         "delegate": run.delegate,
+        "cage": run.cage,
         "n": len(run.samples),
         "right": run.right if run.has_labels else None,
         "load_ms": run.load_ms,

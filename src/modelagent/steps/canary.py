@@ -137,7 +137,7 @@ class _Bench:
         candidate = _Session(self._criteria.digest, self._criteria.version, self)
         self._sessions.append(candidate)
         try:
-            candidate.start()
+            candidate.start(candidate_slot)
             candidate.load(candidate_slot, self._threads)
             count = candidate.open_samples(candidate_slot) if self._criteria.canary.samples else 0
             if count != self._criteria.canary.samples:
@@ -175,7 +175,7 @@ class _Bench:
         session = _Session(manifest.digest, manifest.version, self)
         self._sessions.append(session)
         try:
-            session.start()
+            session.start(slot, candidate_slot)
             session.load(slot, self._threads)
             if self._criteria.canary.samples:
                 session.open_samples(candidate_slot)
@@ -218,7 +218,7 @@ class _Bench:
     def criteria(self) -> Manifest:
         return self._criteria
 
-    def spawn(self, control: socket.socket) -> Child:
+    def spawn(self, control: socket.socket, readable: Sequence[Path]) -> Child:
         limits = _limits(self._criteria)
         argument = {
             "ctl": control.fileno(),
@@ -229,6 +229,7 @@ class _Bench:
             "version": __version__,
             "nice": 19,
             "sandbox": True,
+            "readable": [str(path.absolute()) for path in readable],
             "limits": limits,
         }
         child = spawn(
@@ -271,8 +272,11 @@ class _Session:
         self._has_labels = False
         self._peak_kb = 0
 
-    def start(self) -> None:
+    def start(self, *readable: Path) -> None:
         """Start the worker and hear a first answer, before it has seen any model.
+
+        Args:
+            readable: the slots that it may read; of everything else only the interpreter's own files.
 
         Raises:
             _Ended: `outside`, for whatever goes wrong here cannot be a model's fault.
@@ -282,11 +286,12 @@ class _Session:
             self._socket = ours
             ours.setblocking(False)
             with theirs:
-                self._child = self._bench.spawn(theirs)
+                self._child = self._bench.spawn(theirs, readable)
         except OSError as error:
             raise _Ended(Problem("canary", f"no worker could be started: {error}"), outside=True) from error
         try:
             self._ask({"do": "memory"}, _START_S, "starting")
+            self._facts["cage"] = _cage(self._child.pid)
         except _Ended as ended:
             raise _Ended(ended.problem, outside=True) from ended
 
@@ -338,6 +343,7 @@ class _Session:
             peak_kb=self._peak_kb,
             runtime=self._facts.get("runtime", ""),
             delegate=self._facts.get("delegate", ""),
+            cage=self._facts.get("cage", ""),
             problem=self.problem,
         )
 
@@ -509,6 +515,17 @@ def _waited_s(pid: int) -> float:
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path(f"/proc/{pid}/schedstat").read_bytes().split()[1]) / 1e9
     return 0.0
+
+
+def _cage(pid: int) -> str:
+    """What the kernel says holds the process: a worker may say what it likes."""
+    found = dict.fromkeys(("NoNewPrivs:", "Seccomp:"), "?")
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text("ascii", "replace").splitlines():
+            name, _, value = line.partition("\t")
+            if name in found:
+                found[name] = value
+    return f"no-new-privs {found['NoNewPrivs:']}, seccomp {found['Seccomp:']}"
 
 
 def _whole(value: object) -> TypeGuard[int]:
