@@ -136,7 +136,12 @@ class RepositorySimulator:
     def name(self) -> str:
         return self.label
 
-    def fetch(self, name: str, *, limit: int, offset: int = 0) -> Body:
+    @property
+    def remote(self) -> bool:
+        return True
+
+    def fetch(self, name: str, *, limit: int, offset: int = 0, validator: str = "") -> Body:
+        del validator
         self.requests.append((name, offset))
         if self._failures:
             raise self._failures.pop(0)

@@ -46,8 +46,9 @@ class NoNetwork:
     """A source that nobody may ask."""
 
     name = "no network"
+    remote = True
 
-    def fetch(self, name: str, *, limit: int, offset: int = 0) -> Body:
+    def fetch(self, name: str, *, limit: int, offset: int = 0, validator: str = "") -> Body:
         raise SourceError(f"{name}: no network", code="unreachable")
 
     def close(self) -> None:

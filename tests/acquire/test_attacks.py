@@ -368,7 +368,7 @@ def test_a_missing_file_is_an_incomplete_release(device: Device, part: str) -> N
     ref = release.file(part)
     assert ref is not None
     device.simulator.lose(f"files/{ref.sha256}")
-    device.refuses("not-found", SourceError)
+    assert part in device.refuses("incomplete", SourceError).message
     assert not device.complete(release)
     device.succeeds("1.0.0")
 

@@ -30,7 +30,9 @@ class Flaky:
     def close(self) -> None:
         pass
 
-    def fetch(self, name: str, *, limit: int, offset: int = 0) -> Body:
+    remote = True
+
+    def fetch(self, name: str, *, limit: int, offset: int = 0, validator: str = "") -> Body:
         kind, cut, step = self.script.pop(0) if self.script else ("honest", 0, 4096)
         data = OTHER if kind == "lies" else CONTENT
         start = {"restarts": 0, "elsewhere": offset // 2}.get(kind, offset)

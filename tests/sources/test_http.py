@@ -338,7 +338,7 @@ def test_a_password_in_the_address_is_not_shown() -> None:
     source.close()
 
 
-@pytest.mark.parametrize("name", ["../x", "a/../b", "a//b", "/x", "a/%2e%2e/b", "a%2Fb", "a/%00", ".hidden", "", "a/"])
+@pytest.mark.parametrize("name", ["../x", "a/../b", "a//b", "/x", "a/%2e%2e/b", "a/%00", ".hidden", "", "a/"])
 def test_a_name_that_climbs_is_a_path_trick(source: HttpSource, rogue: Rogue, name: str) -> None:
     with pytest.raises(TrustError) as caught:
         source.fetch(name, limit=10)
@@ -349,15 +349,11 @@ def test_a_name_that_climbs_is_a_path_trick(source: HttpSource, rogue: Rogue, na
 
 
 def test_the_rate_floor_forgives_a_pause_but_not_a_trickle() -> None:
-    now = 0.0
-    floor = RateFloor(100.0, 60.0, lambda: now)
-    now = 59.0
-    assert floor.passed(1)
-    now = 61.0
-    assert floor.passed(7000)
-    now = 122.0
-    assert not floor.passed(5000)
-    assert RateFloor(0.0, 1.0, lambda: now).passed(0)
+    floor = RateFloor(100.0, 60.0)
+    assert floor.passed(1, 59.0)
+    assert floor.passed(7000, 2.0)
+    assert not floor.passed(5000, 61.0)
+    assert RateFloor(0.0, 1.0).passed(0, 5.0)
 
 
 def test_a_whole_acquire_over_http_takes_one_connection(tmp_path: Path) -> None:
@@ -382,13 +378,15 @@ def test_a_changed_file_on_our_server_restarts_a_resume(tmp_path: Path) -> None:
     path.write_bytes(CONTENT)
     with Server(tmp_path) as server:
         source = HttpSource(server.url)
-        read(source)
-        with source.fetch("files/x", limit=len(CONTENT), offset=10) as body:
+        with source.fetch("files/x", limit=len(CONTENT)) as body:
+            called = body.validator
+            assert b"".join(body) == CONTENT
+        with source.fetch("files/x", limit=len(CONTENT), offset=10, validator=called) as body:
             assert body.offset == 10
             assert b"".join(body) == CONTENT[10:]
         path.unlink()
         path.write_bytes(CONTENT[::-1])
-        with source.fetch("files/x", limit=len(CONTENT), offset=10) as body:
+        with source.fetch("files/x", limit=len(CONTENT), offset=10, validator=called) as body:
             assert body.offset == 0
             assert b"".join(body) == CONTENT[::-1]
         assert refused(source, offset=len(CONTENT)) == "wrong-range"

@@ -25,7 +25,8 @@ class Body:
     """One answer of a source: an iterator of chunks that closes what it reads from.
 
     `offset` is where the bytes really begin: the asked one, or 0 when the source starts again. `total` is the whole
-    length as the source states it, None where it does not; nobody has to believe it.
+    length as the source states it, None where it does not; nobody has to believe it. `validator` names this very
+    version of the file, for asking this same source to go on with it; empty where the source has no such name.
     """
 
     def __init__(
@@ -34,12 +35,14 @@ class Body:
         *,
         offset: int = 0,
         total: int | None = None,
+        validator: str = "",
         close: Callable[[], None] | None = None,
     ) -> None:
         self._chunks = iter(chunks)
         self._close = close
         self.offset = offset
         self.total = total
+        self.validator = validator
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks
@@ -66,13 +69,19 @@ class Source(Protocol):
     def name(self) -> str:
         """For messages and for telling mirrors apart."""
 
-    def fetch(self, name: str, *, limit: int, offset: int = 0) -> Body:
+    @property
+    def remote(self) -> bool:
+        """Whether its bytes come over a network, where they may cost something."""
+
+    def fetch(self, name: str, *, limit: int, offset: int = 0, validator: str = "") -> Body:
         """Open `name`.
 
         Args:
             name: relative address, parts percent-encoded.
             limit: the most bytes the whole may have, those before `offset` included.
             offset: where to go on; a source that cannot begins at 0 and says so in `Body.offset`.
+            validator: what this source called the file when it gave the bytes before `offset`; a source that has
+                another file now begins at 0.
 
         Raises:
             SourceError: `not-found`, `unreachable`, `timeout`, `cut`, `too-slow`, `server-error`, ...
@@ -122,17 +131,47 @@ def bounded(chunks: Iterable[bytes], *, source: str, name: str, room: int, limit
         yield chunk
 
 
-def parts_of(name: str) -> list[str]:
-    """The decoded parts of a name.
+def address_parts(name: str) -> list[str]:
+    """The decoded parts of a name that becomes an address; an encoded slash stays inside its part.
 
     Raises:
         TrustError: `path-trick`: a part that is empty, hidden, or could leave its directory.
     """
     parts = [unquote(part) for part in name.split("/")]
     for part in parts:
-        if part in {"", ".", ".."} or "/" in part or "\0" in part or part.startswith(".") or len(part) > 255:
-            raise TrustError(
-                f"the name {name!r}: found the part {part[:80]!r}, which could lead elsewhere; nothing was fetched",
-                code="path-trick",
-            )
+        if part in {"", ".", ".."} or "\0" in part or part.startswith(".") or len(part) > 1000:
+            raise _path_trick(name, part)
     return parts
+
+
+def parts_of(name: str) -> list[str]:
+    """The decoded parts of a name that becomes a path: as `address_parts`, and no part can hold a slash.
+
+    Raises:
+        TrustError: `path-trick`.
+    """
+    parts = address_parts(name)
+    for part in parts:
+        if "/" in part or len(part.encode()) > 255:
+            raise _path_trick(name, part)
+    return parts
+
+
+def _path_trick(name: str, part: str) -> TrustError:
+    return TrustError(
+        f"the name {name[:300]!r}: found the part {part[:80]!r}, which could lead elsewhere; nothing was fetched",
+        code="path-trick",
+    )
+
+
+def looks_like_page(data: bytes) -> bool:
+    """Whether bytes begin as a web page does: what a captive portal serves in place of anything."""
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return start.startswith((b"<!doctype html", b"<html", b"<head", b"<script", b"<meta"))
+
+
+def captive(source: str, name: str) -> SourceError:
+    """What every source raises when a web page came in place of the file."""
+    return SourceError(
+        f"{source}: {name}: a web page came instead of the file; log in to the network", code="captive-portal"
+    )

@@ -1,12 +1,13 @@
 """A web server as a source: requests, one session, every wait bounded.
 
 This file knows HTTP. It does not know what the bytes mean. The server is trusted with nothing: lengths, ranges,
-redirects and encodings are checked, and a server that trickles is given up.
+redirects and encodings are checked, and a server that trickles its head or its body is given up.
 
     source = HttpSource("https://models.example.org/plant/", min_rate=500, window=60)
 
-A range request carries If-Range where the validator is known (a changed file then restarts by itself); a 200 in
-answer to a range means the server starts again from 0, which `Body.offset` tells. (RFC 9110, sections 13.1.5, 14.)
+A range request carries If-Range where the caller knows this server's validator (a changed file then restarts by
+itself); a 200 in answer to a range means the server starts again from 0, which `Body.offset` tells. (RFC 9110,
+sections 13.1.5, 14.) Each connection's limits are `wire.py`'s matter.
 """
 
 import email.utils
@@ -23,40 +24,44 @@ import requests
 import urllib3
 
 from modelagent.errors import SourceError, UsageError
-from modelagent.sources import CHUNK, Body, BusyError, bounded, endless, not_found, parts_of
+from modelagent.sources import CHUNK, Body, BusyError, address_parts, bounded, captive, endless, not_found
+from modelagent.sources.wire import BoundedAdapter
 
 MAX_REDIRECTS: Final = 5
 _DRAIN: Final = 16 * 1024  # bytes of an error page read so that the connection can be kept
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+_STRONG: Final = re.compile(r'"[\x21\x23-\x7e]{1,200}"')
 _MISSING: Final = {HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
 _BUSY: Final = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
-_REMEMBERED: Final = 64  # validators
+_PAGES: Final = ("text/html", "application/xhtml")
+_MOST_RETRY_AFTER: Final = 86400.0  # seconds; a server that asks for more is asked again tomorrow all the same
 
 
 class RateFloor:
-    """Gives up a transfer that brings fewer than `rate` bytes a second over a whole window.
+    """Gives up a transfer that brings fewer than `rate` bytes a second over a whole window of waiting.
+
+    Only time spent waiting for the server counts: what the receiver itself takes (a rate cap, a slow disk) is not
+    the server's fault.
 
     Args:
         rate: bytes a second; 0 switches the check off.
         window: seconds.
-        clock: monotonic seconds.
     """
 
-    def __init__(self, rate: float, window: float, clock: Callable[[], float]) -> None:
+    def __init__(self, rate: float, window: float) -> None:
         self._rate = rate
         self._window = window
-        self._clock = clock
-        self._since = clock()
+        self._waited = 0.0
         self._bytes = 0
 
-    def passed(self, count: int) -> bool:
-        """Whether the transfer may go on after `count` more bytes."""
+    def passed(self, count: int, waited: float) -> bool:
+        """Whether the transfer may go on after `count` more bytes that took `waited` seconds."""
         self._bytes += count
-        elapsed = self._clock() - self._since
-        if elapsed < self._window:
+        self._waited += waited
+        if self._waited < self._window:
             return True
-        enough = self._bytes >= self._rate * elapsed
-        self._since += elapsed
+        enough = self._bytes >= self._rate * self._waited
+        self._waited = 0.0
         self._bytes = 0
         return enough
 
@@ -66,13 +71,14 @@ class HttpSource:
 
     Args:
         url: http or https, with or without the trailing slash.
-        connect_timeout: seconds to connect.
-        read_timeout: seconds without a single byte.
+        connect_timeout: seconds to connect, and for the TLS handshake.
+        read_timeout: seconds without a single byte, and for the whole head of an answer.
         min_rate: bytes a second over `window` below which a transfer is given up.
         window: seconds.
         ca: PEM file of the accepted authorities; None takes the system's.
         client: (certificate, key) PEM files for mutual TLS.
         proxy: `http://host:port`; empty takes the environment's.
+        receive_buffer: bytes the kernel may hold unread; 0 leaves it alone. A small one keeps a rate cap honest.
         clock: monotonic seconds.
 
     Raises:
@@ -90,6 +96,7 @@ class HttpSource:
         ca: Path | None = None,
         client: tuple[Path, Path] | None = None,
         proxy: str = "",
+        receive_buffer: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         parts = urlsplit(url)
@@ -99,9 +106,14 @@ class HttpSource:
             )
         self._url = url if url.endswith("/") else f"{url}/"
         self._timeouts = (connect_timeout, read_timeout)
-        self._floor = (min_rate, window, clock)
-        self._validators: dict[str, str] = {}
+        self._floor = (min_rate, window)
+        self._clock = clock
+        self.server_time: float | None = None  # Unix seconds by the last answer's Date: a hint for people, no more
         self._session = requests.Session()
+        self._session.mount("http://", BoundedAdapter(receive_buffer))
+        self._session.mount("https://", BoundedAdapter(receive_buffer))
+        # Nothing that is not needed: on a metered link the head is most of what a check costs.
+        self._session.headers.clear()
         self._session.headers.update({"Accept-Encoding": "identity", "User-Agent": "modelagent"})
         if ca is not None:
             self._session.verify = str(ca)
@@ -117,18 +129,23 @@ class HttpSource:
         parts = urlsplit(self._url)
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
+    @property
+    def remote(self) -> bool:
+        """Always."""
+        return True
+
     def close(self) -> None:
         """Close kept connections."""
         self._session.close()
 
-    def fetch(self, name: str, *, limit: int, offset: int = 0) -> Body:
+    def fetch(self, name: str, *, limit: int, offset: int = 0, validator: str = "") -> Body:
         """Request a file; see `Source.fetch`."""
-        parts_of(name)
+        address_parts(name)
         headers = {}
         if offset:
             headers["Range"] = f"bytes={offset}-"
-            if name in self._validators:
-                headers["If-Range"] = self._validators[name]
+            if _STRONG.fullmatch(validator):
+                headers["If-Range"] = validator
         response = self._get(name, headers)
         try:
             start, total = self._check(response, name, offset)
@@ -138,26 +155,28 @@ class HttpSource:
             self._dismiss(response)
             raise
         tag = response.headers.get("ETag", "")
-        self._validators.pop(name, None)
-        if tag and not tag.startswith("W/"):
-            self._validators[name] = tag
-            while len(self._validators) > _REMEMBERED:
-                del self._validators[next(iter(self._validators))]
         chunks = bounded(self._chunks(response, name), source=self.name, name=name, room=limit - start, limit=limit)
-        return Body(chunks, offset=start, total=total, close=response.close)
+        return Body(
+            chunks,
+            offset=start,
+            total=total,
+            validator=tag if _STRONG.fullmatch(tag) else "",
+            close=response.close,
+        )
 
     def _get(self, name: str, headers: dict[str, str]) -> requests.Response:
-        url = urljoin(self._url, name)
+        # Joined by hand: a role named `a:b` must not be taken for a scheme.
+        url = self._url + name
         for _ in range(MAX_REDIRECTS + 1):
             response = self._ask(url, name, headers)
+            self.server_time = _http_date(response.headers.get("Date", ""))
             if not response.is_redirect:
                 return response
             target = urljoin(url, response.headers["Location"])
             self._dismiss(response)
-            if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
-                raise self._fault(
-                    name, "redirect", f"redirected from https to {urlsplit(target).scheme}, never followed"
-                )
+            old, new = urlsplit(url).scheme, urlsplit(target).scheme
+            if new not in {"http", "https"} or (old == "https" and new != "https"):
+                raise self._fault(name, "redirect", f"redirected from {old} to {new or 'nowhere'}, never followed")
             url = target
         raise self._fault(name, "redirect", f"redirected more than {MAX_REDIRECTS} times; check the server")
 
@@ -169,13 +188,15 @@ class HttpSource:
                     url, headers=headers, timeout=self._timeouts, stream=True, allow_redirects=False
                 )
             except requests.exceptions.Timeout as error:
-                raise self._fault(name, "timeout", f"no answer within {self._timeouts[1]:g} s") from error
+                raise self._fault(name, "timeout", f"no whole answer within {self._timeouts[1]:g} s") from error
             except requests.exceptions.SSLError as error:
                 what = f"{error}; check the certificate, `ca` and this device's clock"
                 raise self._fault(name, "tls", what) from error
             except requests.exceptions.ProxyError as error:
                 raise self._fault(name, "proxy", f"{error}; check `proxy`") from error
-            except (requests.exceptions.RequestException, OSError) as error:
+            except requests.exceptions.InvalidURL as error:
+                raise self._fault(name, "redirect", f"no address: {error}; check url and server") from error
+            except (requests.exceptions.RequestException, OSError, http.client.HTTPException) as error:
                 closed = bool(error.args) and isinstance(error.args[0], urllib3.exceptions.ProtocolError)
                 if last or not closed:
                     raise self._fault(name, "unreachable", f"{error}; check network and url") from error
@@ -186,6 +207,8 @@ class HttpSource:
         status = response.status_code
         if status in _MISSING:
             raise not_found(self.name, name)
+        if status == HTTPStatus.NETWORK_AUTHENTICATION_REQUIRED:
+            raise captive(self.name, name)
         if status in _BUSY or status >= 500:
             raise BusyError(
                 f"{self.name}: {name}: the server answered {status}; it is tried again later",
@@ -201,8 +224,8 @@ class HttpSource:
             raise self._fault(
                 name, "content-encoding", f"found {encoding!r} though none was asked for; switch it off there"
             )
-        if response.headers.get("Content-Type", "").lower().startswith("text/html"):
-            raise self._fault(name, "captive-portal", "a web page came instead of the file; log in to the network")
+        if response.headers.get("Content-Type", "").lower().startswith(_PAGES):
+            raise captive(self.name, name)
         length = _whole_number(response.headers.get("Content-Length"))
         if status == HTTPStatus.OK:
             return 0, length
@@ -220,6 +243,7 @@ class HttpSource:
     def _chunks(self, response: requests.Response, name: str) -> Iterator[bytes]:
         floor = RateFloor(*self._floor)
         while True:
+            began = self._clock()
             try:
                 # read1: whatever has come, at once. A read that waits for a whole chunk would let a server that
                 # sends one byte now and then hold us for ever, each byte resetting the time-out.
@@ -228,10 +252,11 @@ class HttpSource:
                 raise self._fault(name, "timeout", f"nothing for {self._timeouts[1]:g} s") from error
             except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
                 raise self._fault(name, "cut", f"the connection broke ({error})") from error
+            waited = self._clock() - began
             if not chunk:
                 return
             yield chunk
-            if not floor.passed(len(chunk)):
+            if not floor.passed(len(chunk), waited):
                 raise self._fault(name, "too-slow", f"fewer than {self._floor[0]:g} bytes/s over {self._floor[1]:g} s")
 
     def _dismiss(self, response: requests.Response) -> None:
@@ -246,7 +271,14 @@ class HttpSource:
 
 
 def _whole_number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+    return int(text) if text is not None and len(text) <= 18 and text.isascii() and text.isdigit() else None
+
+
+def _http_date(text: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _retry_after(response: requests.Response) -> float:
@@ -254,10 +286,6 @@ def _retry_after(response: requests.Response) -> float:
     text = response.headers.get("Retry-After", "")
     seconds = _whole_number(text)
     if seconds is not None:
-        return float(seconds)
-    try:
-        until = email.utils.parsedate_to_datetime(text)
-        since = email.utils.parsedate_to_datetime(response.headers.get("Date", ""))
-        return max(0.0, (until - since).total_seconds())
-    except (TypeError, ValueError):
-        return 0.0
+        return min(float(seconds), _MOST_RETRY_AFTER)
+    until, since = _http_date(text), _http_date(response.headers.get("Date", ""))
+    return 0.0 if until is None or since is None else min(max(0.0, until - since), _MOST_RETRY_AFTER)

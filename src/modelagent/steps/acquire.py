@@ -1,7 +1,7 @@
 """Check and acquire: what the repository offers, and every verified file of a release in incoming/.
 
-This file knows releases, channels and the directories they pass through. It does not know when to check, whether to
-want a release, or how a slot is made; `metadata.py` holds the trust, `transfer.py` brings the bytes.
+This file knows releases and the directories they pass through. It does not know when to check, whether to want a
+release, or how a slot is made; `check.py` asks the repository, `transfer.py` brings the bytes.
 
     acquirer = Acquirer(state_dir, HttpSource(url), root_bytes, time.time)
     checked = acquirer.check("digits", "stable")
@@ -13,53 +13,58 @@ linked, not fetched, and with everything there no network is needed.
 """
 
 import hashlib
+import logging
 import os
-import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol
 
 from modelagent import durable, manifest
-from modelagent.core.events import Wave, Withdrawal
-from modelagent.errors import AgentError, DeviceError, ModelError, SourceError, TrustError, UsageError
+from modelagent.core.clock import Trust
+from modelagent.errors import AgentError, DeviceError, ModelError, SourceError, TrustError
 from modelagent.manifest import FileRef, Manifest, Release
 from modelagent.sources import Source
+from modelagent.sources.allowance import Allowance
 from modelagent.sources.mirrors import Mirrors
-from modelagent.steps import channel as form
-from modelagent.steps.metadata import View, read_verified, sweep
-from modelagent.steps.transfer import Transfer
+from modelagent.steps.check import Checked, Checker, Wish, named
+from modelagent.steps.clock import FloorClock
+from modelagent.steps.metadata import read_verified
+from modelagent.steps.suitable import check_suitable
+from modelagent.steps.transfer import Abandoned, FinalError, Transfer
+from modelagent.steps.workflow import Clock, Fixed
 
+__all__ = ["Acquirer", "Checked", "Delta", "Wish", "check_suitable"]
+
+_log = logging.getLogger("modelagent.updater")
 _POLL: Final = 0.2  # seconds between two looks at whether a waiting transfer is still wanted
-_NUMBER: Final = re.compile(r"\d+")
+_DIGEST_LENGTH: Final = 64  # characters
+_UNTOLD_MAX: Final = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What one model wants to know: its channel, and the version it is pinned to (empty: none)."""
+class Delta(Protocol):
+    """Makes a file from another one that this device has; asked before a file is fetched in full."""
 
-    model: str
-    channel: str
-    pin: str = ""
+    def __call__(
+        self,
+        ref: FileRef,
+        custom: Mapping[str, Any],
+        fetch: Callable[[str, int], Path],
+        place: Path,
+        abandoned: Abandoned,
+    ) -> bool:
+        """Try to make one file.
 
+        Args:
+            ref: what is wanted: sha256 and length are signed.
+            custom: the signed `custom` data of the release's manifest.
+            fetch: brings a content-addressed file (sha256, length) and says where it is; bounded, resumed, counted.
+            place: where the file is to be written; whoever asked hashes it again and removes what is wrong.
+            abandoned: asked often; True ends the work.
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """What the repository says of one model.
-
-    `offer` is what the channel names, `pinned` the release of the wanted pin; each None where there is none.
-    `signed_time` is the newest signed time seen, Unix seconds: what a device without a clock may believe.
-    """
-
-    model: str
-    channel: str
-    offer: Release | None
-    pinned: Release | None
-    withdrawn: tuple[Withdrawal, ...]
-    waves: tuple[Wave, ...]
-    notes: tuple[str, ...]
-    signed_time: float
+        Returns:
+            Whether the file was made. False, and every AgentError but `abandoned`, means: fetch it in full.
+        """
 
 
 def accept(found: Manifest) -> None:
@@ -76,6 +81,19 @@ def free_bytes(path: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
+class _Believed:
+    """A clock that is read anew for each question and believed."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+
+    def judge(self, root: Any) -> Any:
+        return Fixed(self._now()).judge(root)
+
+    def learn(self, root: Any, *, online: float, offline: float) -> None:
+        pass
+
+
 class Acquirer:
     """The device's way to the repository. Safe to call from several threads.
 
@@ -83,10 +101,13 @@ class Acquirer:
         state_dir: `tuf/`, `incoming/` and `models/` are below it.
         sources: asked in this order; one that lied is asked last.
         root_bytes: the root metadata that came with the configuration.
-        clock: Unix seconds, against which expiry is judged (the caller decides which clock to trust).
+        clock: Unix seconds by this device.
+        trust: how far that clock is believed; None believes it.
         reserve: bytes that must stay free.
         suits: raises ModelError for a manifest that this device cannot serve; see `check_suitable`.
         free: how many bytes are free.
+        allowance: what may be taken of the link; the sources are to be `Metered` by the same.
+        delta: makes files from others; None fetches every file in full.
     """
 
     def __init__(
@@ -96,27 +117,64 @@ class Acquirer:
         root_bytes: bytes,
         clock: Callable[[], float],
         *,
+        trust: Trust | None = None,
         reserve: int = 0,
         suits: Callable[[Manifest], None] = accept,
         free: Callable[[Path], int] = free_bytes,
+        allowance: Allowance | None = None,
+        delta: Delta | None = None,
     ) -> None:
         self._state = state_dir
         self._incoming = state_dir / "incoming"
         self._tuf = state_dir / "tuf"
-        self._mirrors = Mirrors(sources if isinstance(sources, Sequence) else [sources])
-        self._root_bytes = root_bytes
-        self._clock = clock
+        listed = sources if isinstance(sources, Sequence) else [sources]
+        self._mirrors = Mirrors(listed, state_dir / "mirrors.json", clock)
+        self._floor = None if trust is None else FloorClock(state_dir / "clock.json", trust, clock)
+        judge: Clock = self._floor or _Believed(clock)
+        self._checker = Checker(self._tuf, self._mirrors, root_bytes, judge, self._find)
         self._reserve = reserve
         self._suits = suits
         self._free = free
-        self._metadata_lock = threading.Lock()
+        self._allowance = allowance
+        self._delta = delta
         self._transfer_lock = threading.Lock()
-        self._swept = False
-        self._transfer = Transfer(self._incoming, self._mirrors, self._recognise)
+        self._remarks: list[str] = []
+        self._transfer = Transfer(
+            self._incoming, self._mirrors, self._recognise, allowance=allowance, told=self._remember
+        )
 
     def close(self) -> None:
         """Let go of connections."""
         self._mirrors.close()
+
+    # --- what is attached, and what there is to say --------------------------------------------------------------
+
+    def attach(self, source: Source) -> None:
+        """Ask this source too, before the mirrors: a stick, a bundle. It is trusted no more than they are."""
+        self._mirrors.attach(source)
+
+    def detach(self, name: str) -> None:
+        """Forget the source that was attached under this name."""
+        self._mirrors.detach(name)
+
+    def attached(self) -> list[str]:
+        """The names of what is attached."""
+        return [source.name for source in self._mirrors.attached()]
+
+    def describe(self) -> dict[str, Any]:
+        """For `status`: the clock that counts, sources that are set aside, what is attached, bytes left today."""
+        left = None if self._allowance is None else self._allowance.left()
+        return {
+            "clock": None if self._floor is None else self._floor.view(),
+            "set_aside": self._mirrors.aside(),
+            "attached": self.attached(),
+            "budget_left": left,
+        }
+
+    def _remember(self, error: AgentError) -> None:
+        """A source was refused although another may have had the file: said with the next check."""
+        _log.warning("%s: %s", error.code, error.message)
+        self._remarks = [*self._remarks, f"{error.code}: {error.message}"][-_UNTOLD_MAX:]
 
     # --- check -------------------------------------------------------------------------------------------------
 
@@ -128,107 +186,16 @@ class Acquirer:
         return answer
 
     def check_many(self, wishes: Sequence[Wish]) -> list[Checked | AgentError]:
-        """Ask for several models with one refresh of the metadata; one model's trouble is not the others'.
+        """Ask for several models with one refresh of the metadata; see `Checker.check_many`."""
+        self._prepare()
+        told, self._remarks = self._remarks, []
+        return self._checker.check_many(wishes, told)
 
-        Returns:
-            For each wish, in order, the answer or what stood in its way: TrustError (code names the attack),
-            SourceError, DeviceError, ModelError (a manifest this agent cannot read), UsageError (a name that is none).
-        """
-        answers: list[Checked | AgentError | None] = [_misnamed(wish) for wish in wishes]
-        with self._metadata_lock:
-            notes = self._prepare()
-            for source in self._mirrors.in_turn():
-                if not any(answer is None or _elsewhere(answer) for answer in answers):
-                    break
-                try:
-                    view = View(self._tuf, source, self._root_bytes, self._clock())
-                    view.refresh()
-                except AgentError as error:
-                    self._blame(source, error)
-                    notes.append(f"{error.code}: {error.message}")
-                    answers = [error if answer is None else answer for answer in answers]
-                    continue
-                notes += view.expiring()
-                for index, wish in enumerate(wishes):
-                    before = answers[index]
-                    if before is None or _elsewhere(before):
-                        try:
-                            answers[index] = self._answer(view, wish, tuple(notes))
-                        except AgentError as error:
-                            self._blame(source, error)
-                            answers[index] = before if isinstance(before, TrustError) else error
-        nowhere = SourceError("no source is configured; set [repository] url", code="no-source")
-        return [nowhere if answer is None else answer for answer in answers]
-
-    def _answer(self, view: View, wish: Wish, notes: tuple[str, ...]) -> Checked:
-        path = form.target_path(wish.model, wish.channel)
-        data = view.target(path)
-        if data is None:
-            raise SourceError(
-                f"{view.source.name}: {path}: the repository has no such channel; publish it "
-                f"(`modelagent repo channel {wish.model} {wish.channel} VERSION`) or correct `channel`",
-                code="not-found",
-            )
-        document = form.parse(data)
-        if (document.model, document.channel) != (wish.model, wish.channel):
-            raise TrustError(
-                f"{path}: found the document of {document.model} {document.channel}; nothing of it is used",
-                code="mix-and-match",
-            )
-        offer = None
-        if document.version is not None and document.digest is not None:
-            offer = self._resolve(view, wish.model, document.version)
-            if offer is None:
-                raise SourceError(
-                    f"{path}: names {wish.model} {document.version}, which no release key signed; publish that release "
-                    "or let the channel name another",
-                    code="not-found",
-                )
-            if offer.digest != document.digest:
-                raise TrustError(
-                    f"{path}: {wish.model} {document.version} is {offer.digest}, the channel says {document.digest}; "
-                    "nothing of it is used",
-                    code="mix-and-match",
-                )
-        pinned = self._resolve(view, wish.model, wish.pin) if wish.pin else None
-        if wish.pin and pinned is None:
-            notes = (*notes, f"the repository has no {wish.model} {wish.pin}, which is pinned")
-        times = [view.signed_time, document.issued]
-        times += [release.issued for release in (offer, pinned) if release is not None]
-        return Checked(
-            model=wish.model,
-            channel=wish.channel,
-            offer=offer,
-            pinned=pinned,
-            withdrawn=document.withdrawn,
-            waves=document.waves,
-            notes=notes,
-            signed_time=max(times),
-        )
-
-    def _resolve(self, view: View, model: str, version: str) -> Release | None:
-        """The release under a name that the release key signed, or None."""
-        data = view.target(form.manifest_path(model, version), self._find(model))
-        return None if data is None else _named(data, model, version).release
-
-    def _prepare(self) -> list[str]:
-        """Make the directories; at the first check of this process also look over the cache."""
+    def _prepare(self) -> None:
         with durable.device_errors("the state directory"):
-            for path in (self._tuf, self._incoming):
-                if path.exists() and not durable.is_directory(path):
-                    durable.remove_tree(path)
-                durable.make_directory(path)
-            if self._swept:
-                return []
-            notes = sweep(self._tuf)
-            self._swept = True
-            return notes
-
-    def _blame(self, source: Source, error: AgentError) -> None:
-        if isinstance(error, TrustError):
-            self._mirrors.blame(source)
-        if isinstance(error, DeviceError):
-            self._swept = False  # something in the cache is in the way: look it over before the next check
+            if self._incoming.exists() and not durable.is_directory(self._incoming):
+                durable.remove_tree(self._incoming)
+            durable.make_directory(self._incoming)
 
     # --- acquire -----------------------------------------------------------------------------------------------
 
@@ -249,7 +216,8 @@ class Acquirer:
             The manifest; `incoming/` now holds it and all its files.
 
         Raises:
-            TrustError, SourceError: as `Transfer.fetch`; nothing that could be mistaken for good is left.
+            TrustError, SourceError: as `Transfer.bring`; nothing that could be mistaken for good is left.
+            SourceError: `incomplete`: a file that the manifest lists is nowhere; nothing of the release is used.
             DeviceError: `no-space` (with the numbers, before anything is fetched), `abandoned`, ...
             ModelError: this device cannot serve it; nothing was fetched.
         """
@@ -265,22 +233,21 @@ class Acquirer:
     def _acquire(
         self, release: Release, progress: Callable[[int, int], None], abandoned: Callable[[], bool]
     ) -> Manifest:
-        data = self._manifest_of(release)
-        found = _named(data, release.model, release.version)
+        self._prepare()
+        data = self._checker.manifest_of(release)
+        found = named(data, release.model, release.version)
         self._suits(found)
         total = found.release.size
         missing = [ref for ref in found.files if not self._held(ref)]
         self._check_space(release, missing)
         done = total - sum(ref.length for ref in missing)
+        custom = self._checker.custom_of(release) if missing and self._delta is not None else {}
         for ref in missing:
             base = done
-            self._transfer.fetch(
-                ref.sha256,
-                ref.length,
-                progress=lambda here, base=base: progress(base + here, total),  # type: ignore[misc]
-                abandoned=abandoned,
-            )
+            if not self._made(ref, custom, abandoned):
+                self._fetch(found, ref, lambda here, base=base: progress(base + here, total), abandoned)  # type: ignore[misc]
             done += ref.length
+            progress(done, total)
         with durable.device_errors("incoming"):
             if read_verified(self._incoming / release.digest, release.digest) is None:
                 durable.remove_tree(self._incoming / release.digest)
@@ -288,33 +255,55 @@ class Acquirer:
         progress(total, total)
         return found
 
-    def _manifest_of(self, release: Release) -> bytes:
-        """The manifest's bytes: from this device if it has them, else from the repository."""
-        with self._metadata_lock:
-            self._prepare()
-            data = self._find(release.model)(release.digest)
-            data = data or read_verified(self._tuf / "targets" / release.digest, release.digest)
-            if data is not None:
-                return data
-            trouble: AgentError = SourceError("no source is configured; set [repository] url", code="no-source")
-            for source in self._mirrors.in_turn():
-                try:
-                    view = View(self._tuf, source, self._root_bytes, self._clock())
-                    view.refresh()
-                    data = view.target(form.manifest_path(release.model, release.version))
-                except AgentError as error:
-                    self._blame(source, error)
-                    trouble = error
-                    continue
-                if data is not None and hashlib.sha256(data).hexdigest() == release.digest:
-                    return data
-                trouble = SourceError(
-                    f"{source.name}: {release.model} {release.version} ({release.digest[:12]}) is no longer there",
-                    code="not-found",
-                )
-            raise trouble
+    def _fetch(
+        self, found: Manifest, ref: FileRef, progress: Callable[[int], None], abandoned: Callable[[], bool]
+    ) -> None:
+        """Bring one file in full."""
+        try:
+            self._transfer.fetch(ref.sha256, ref.length, progress=progress, abandoned=abandoned)
+        except SourceError as error:
+            if error.code != "not-found":
+                raise
+            raise FinalError(
+                f"{found.model} {found.version} is incomplete: its {ref.role} is missing ({error.message}); nothing "
+                "of the release is used",
+                code="incomplete",
+            ) from error
+
+    def _made(self, ref: FileRef, custom: Mapping[str, Any], abandoned: Callable[[], bool]) -> bool:
+        """Whether incoming/ has the file now because it could be made from another one."""
+        if self._delta is None or not custom or self._transfer.partial(ref.sha256):
+            return False
+        place = self._incoming / f"{ref.sha256}.made"
+
+        def fetch(sha256: str, length: int) -> Path:
+            self._transfer.fetch(sha256, length, progress=lambda _: None, abandoned=abandoned)
+            return self._incoming / sha256
+
+        try:
+            with durable.device_errors(f"making {ref.sha256} from a delta"):
+                durable.remove_tree(place)
+                if not self._delta(ref, custom, fetch, place, abandoned):
+                    return False
+                if not _is_whole(place, ref):
+                    self._remember(TrustError(f"the delta to {ref.sha256} gives other bytes", code="tampered-file"))
+                    return False
+                durable.sync_file(place)
+                durable.rename(place, self._incoming / ref.sha256)
+                return True
+        except AgentError as error:
+            if error.code == "abandoned":
+                raise
+            self._remember(error)
+            return False
+        finally:
+            durable.unlink(place)
 
     def _check_space(self, release: Release, missing: Sequence[FileRef]) -> None:
+        """Refuse before anything is fetched, so that nothing is tried again until there is more room.
+
+        A slot takes no second copy: its files are renamed into it.
+        """
         need = sum(max(0, ref.length - self._transfer.partial(ref.sha256)) for ref in missing)
         with durable.device_errors("incoming"):
             free = self._free(self._incoming)
@@ -370,7 +359,7 @@ class Acquirer:
         """The release that bytes belong to, if this device has ever seen its manifest."""
         for path in (
             *self._tuf.glob("targets/*"),
-            *(path for path in self._incoming.glob("*") if path.suffix != ".part"),
+            *(path for path in self._incoming.glob("*") if len(path.name) == _DIGEST_LENGTH),
             *self._state.glob("models/*/slots/*/manifest.json"),
         ):
             found = _read_manifest(path)
@@ -378,67 +367,6 @@ class Acquirer:
                 if found is not None and ref.sha256 == sha256:
                     return f"{found.model} {found.version} ({ref.role})"
         return None
-
-
-def check_suitable(found: Manifest, hardware: str, runtime_version: str) -> None:
-    """Refuse a release that this device cannot serve, from its manifest alone.
-
-    Args:
-        found: the verified manifest.
-        hardware: this device's name for itself, from the settings.
-        runtime_version: of the installed runtime, for instance `2.3.0`.
-
-    Raises:
-        ModelError: `wrong-hardware`, `runtime-too-old` or `runtime-too-new`.
-    """
-    what = f"{found.model} {found.version}"
-    if found.hardware and hardware not in found.hardware:
-        raise ModelError(
-            f"{what}: made for {', '.join(found.hardware)}, this device is {hardware or 'of no stated hardware'}; "
-            "publish a release for it, or correct [device] hardware",
-            code="wrong-hardware",
-        )
-    have = _numbers(runtime_version)
-    if found.runtime_min is not None and have < _numbers(found.runtime_min):
-        raise ModelError(
-            f"{what}: needs runtime {found.runtime_min} or newer, found {runtime_version}; update the agent first",
-            code="runtime-too-old",
-        )
-    if found.runtime_max is not None:
-        most = _numbers(found.runtime_max)
-        if have[: len(most)] > most:  # 2.3 allows every 2.3.x
-            raise ModelError(
-                f"{what}: works up to runtime {found.runtime_max}, found {runtime_version}; publish it anew",
-                code="runtime-too-new",
-            )
-
-
-def _named(data: bytes, model: str, version: str) -> Manifest:
-    """Parse a manifest and hold it against the name it came under."""
-    found = manifest.parse(data)
-    if (found.model, found.version) != (model, version):
-        raise TrustError(
-            f"{form.manifest_path(model, version)}: found the manifest of {found.model} {found.version}; nothing of "
-            "it is used",
-            code="mix-and-match",
-        )
-    return found
-
-
-def _misnamed(wish: Wish) -> AgentError | None:
-    for what, name, pattern in (
-        ("model", wish.model, form.NAME),
-        ("channel", wish.channel, form.NAME),
-        ("pin", wish.pin or "1", form.VERSION),
-    ):
-        if not pattern.fullmatch(name):
-            return UsageError(f"{what} {name!r}: allowed is /{pattern.pattern}/; correct it", code="path-trick")
-    return None
-
-
-def _elsewhere(answer: Checked | AgentError | None) -> bool:
-    """Whether another mirror might answer better."""
-    return isinstance(answer, SourceError | TrustError)
 
 
 def _is_whole(path: Path, ref: FileRef) -> bool:
@@ -458,7 +386,3 @@ def _read_manifest(path: Path) -> Manifest | None:
         return manifest.parse(path.read_bytes())
     except (OSError, ModelError):
         return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in _NUMBER.findall(version))

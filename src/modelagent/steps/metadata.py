@@ -9,13 +9,15 @@ check means. It does not know releases or channels. Refusals name the attack:
 
 Ours, because python-tuf's own would not survive a power cut: every file is synced before it is named, the root that
 came with the configuration is always the anchor (a lost cache locks nobody out), and nothing passes through $TMPDIR.
+Ours too: which clock counts (`clock.py`), and that a role known already is held against each role that delegates to
+it, now. The bytes of targets come by `transfer.py`, or here where they are small.
 """
 
 import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -30,13 +32,14 @@ from tuf.api.exceptions import (
     RepositoryError,
     UnsignedMetadataError,
 )
-from tuf.api.metadata import Metadata, Signed, TargetFile
+from tuf.api.metadata import Metadata, TargetFile
 from tuf.api.serialization import DeserializationError
-from tuf.ngclient import FetcherInterface, Updater
 
 from modelagent import durable
+from modelagent.core.clock import suspected
 from modelagent.errors import AgentError, SourceError, TrustError, UsageError
-from modelagent.sources import Source, bounded
+from modelagent.sources import Source, captive, looks_like_page
+from modelagent.steps.workflow import Clock, Door, Fixed, Workflow, issued, moment_of, parsed, read_all
 
 log = logging.getLogger(__name__)
 
@@ -52,27 +55,35 @@ class View:
         directory: the metadata cache; `targets/` below it holds verified targets by content name.
         source: asked for everything.
         root_bytes: the trusted root metadata.
-        now: Unix seconds, against which expiry is judged, the same for the whole view.
+        clock: against which expiry is judged; a number of Unix seconds is believed as it is.
+        prefix: what stands before a metadata file's name at the source.
 
     Raises:
         UsageError: `bad-root`; nothing was asked for.
     """
 
-    def __init__(self, directory: Path, source: Source, root_bytes: bytes, now: float) -> None:
+    def __init__(
+        self, directory: Path, source: Source, root_bytes: bytes, clock: Clock | float, *, prefix: str = "metadata/"
+    ) -> None:
         self.source = source
-        self.now = datetime.fromtimestamp(now, UTC)
+        self._clock = Fixed(clock) if isinstance(clock, int | float) else clock
         self._directory = directory
-        self._door = _Door(source)
+        self._door = Door(source)
         with durable.device_errors("the metadata cache"):
             durable.make_directory(directory)
             durable.make_directory(directory / "targets")
         try:
-            self._tuf = _Workflow(directory, self._door, root_bytes, self.now)
+            self._tuf = Workflow(directory, self._door, root_bytes, self._clock, prefix)
         except RepositoryError as error:
             raise UsageError(
                 f"the root file is no valid TUF root ({error}); bring the publisher's root.json by hand",
                 code="bad-root",
             ) from error
+
+    @property
+    def now(self) -> datetime:
+        """The time that expiry is judged by."""
+        return moment_of(self._tuf.judged.now)
 
     def refresh(self) -> None:
         """Fetch and check root, timestamp, snapshot and targets.
@@ -85,6 +96,40 @@ class View:
         with self._named():
             self._tuf.refresh()
 
+    def refresh_top(self) -> str:
+        """Fetch and check root and timestamp alone; see `refresh`.
+
+        Returns:
+            What names the state of the whole repository: while it stays the same, so does everything below.
+        """
+        with self._named():
+            self._tuf.refresh_top()
+        return self._tuf.state
+
+    def refresh_rest(self) -> None:
+        """Check the snapshot and targets, after `refresh_top`; see `refresh`."""
+        with self._named():
+            self._tuf.refresh_rest()
+
+    def refresh_known(self) -> None:
+        """Take the metadata that this device has verified already, as long as it has not expired; ask nobody.
+
+        Raises:
+            TrustError: it has expired, or there is none.
+        """
+        with self._named():
+            self._tuf.refresh_known()
+
+    def info(self, path: str) -> TargetFile | None:
+        """What the trusted roles say of a target; None where none lists it."""
+        with self._named():
+            return self._tuf.get_targetinfo(path)
+
+    def custom(self, path: str) -> Mapping[str, Any]:
+        """The target's `custom` data: signed, and not part of its bytes."""
+        info = self.info(path)
+        return {} if info is None or not isinstance(info.custom, dict) else info.custom
+
     def target(self, path: str, find: Find | None = None) -> bytes | None:
         """The verified bytes of a target, from the device if it has them; None where no trusted role lists the path.
 
@@ -92,8 +137,7 @@ class View:
             TrustError: `tampered-file`, `wrong-length`, `endless-data`, or what a delegated role's check says.
             SourceError: the way failed.
         """
-        with self._named():
-            info = self._tuf.get_targetinfo(path)
+        info = self.info(path)
         if info is None:
             return None
         sha256 = info.hashes.get("sha256")
@@ -113,9 +157,7 @@ class View:
         return data
 
     def _fetch_target(self, path: str, info: TargetFile, sha256: str) -> bytes:
-        head, _, tail = path.rpartition("/")
-        name = "/".join(quote(part, safe="") for part in ("targets", *head.split("/"), f"{sha256}.{tail}"))
-        data = read_all(self.source, name, info.length, total=info.length)
+        data = read_all(self.source, target_address(path, sha256, "targets/"), info.length, total=info.length)
         found = hashlib.sha256(data).hexdigest()
         if found != sha256:
             raise TrustError(
@@ -125,22 +167,18 @@ class View:
         return data
 
     @property
+    def consistent(self) -> bool:
+        """Whether targets are named by their hash."""
+        return self._tuf.consistent
+
+    @property
     def signed_time(self) -> float:
         """The newest signed time of issue seen (Unix seconds); 0.0 where the repository signs none."""
-        return max((_issued(signed) for signed in self._tuf.trusted()), default=0.0)
+        return max((issued(signed) for signed in self._tuf.trusted()), default=0.0)
 
-    def expiring(self) -> list[str]:
-        """A warning for each signature with less than a quarter of its life left."""
-        notes = []
-        for signed in self._tuf.trusted():
-            issued = _issued(signed)
-            end = signed.expires.timestamp()
-            if issued and end - self.now.timestamp() < (end - issued) / 4:
-                notes.append(
-                    f"the repository's {signed.type} signature ends {signed.expires.isoformat()}; after that no new "
-                    "release can be taken: the publisher must sign again (`modelagent repo refresh`)"
-                )
-        return notes
+    def lives(self) -> list[tuple[str, float, float]]:
+        """Role, time of issue (0.0: unknown) and end of every signature that was checked, Unix seconds."""
+        return [(signed.type, issued(signed), signed.expires.timestamp()) for signed in self._tuf.trusted()]
 
     def _prune(self) -> None:
         cached = sorted((self._directory / "targets").iterdir(), key=lambda path: path.lstat().st_mtime_ns)
@@ -171,18 +209,16 @@ class View:
         number = name.rpartition("/")[2].partition(".")[0]
         expected = int(number) if number.isdigit() else None
         if isinstance(error, ExpiredMetadataError):
-            return TrustError(self._expiry(where), code="freeze-attack")
+            return self._expired(where)
         if isinstance(error, UnsignedMetadataError):
             return TrustError(
                 f"{where}: not signed by enough of the keys that may sign it ({error}); nothing of it is used",
                 code="arbitrary-software",
             )
         if isinstance(error, DeserializationError):
-            page = data.lstrip()[:1] == b"<"
-            return SourceError(
-                f"{where}: " + ("a web page came instead of metadata; log in to the network" if page else f"{error}"),
-                code="captive-portal" if page else "malformed",
-            )
+            if looks_like_page(data):
+                return captive(self.source.name, name)
+            return SourceError(f"{where}: {error}", code="malformed")
         code = "rollback-attack"
         if isinstance(error, LengthOrHashMismatchError) and (served is None or served == expected):
             code = "wrong-length" if "length" in str(error) else "tampered-file"
@@ -196,88 +232,36 @@ class View:
             code=code,
         )
 
-    def _expiry(self, where: str) -> str:
+    def _expired(self, where: str) -> TrustError:
+        """A signature has ended, as it seems: the repository's fault, or this clock's."""
+        judged = self._tuf.judged
         ended = [signed for signed in self._tuf.trusted() if signed.is_expired(self.now)]
-        what = f"the {ended[0].type} signature ended {ended[0].expires.isoformat()}" if ended else "a signature ended"
-        return (
-            f"{where}: {what} and this device's clock says {self.now.isoformat()}: either old metadata is served, "
-            "or nobody signs any more (`modelagent repo refresh`), or this clock is wrong. What runs goes on"
+        if not ended:
+            # The role that failed was not taken on; what it says of itself is enough for a message.
+            ended = [signed for signed in [parsed(self._door.last[1])] if signed is not None]
+        if not ended:
+            return TrustError(f"{where}: a signature ended before {self.now.isoformat()}", code="freeze-attack")
+        first = ended[0]
+        what = f"the {first.type} signature ended {first.expires.isoformat()}"
+        hint = getattr(self.source, "server_time", None)
+        if why := suspected(judged, issued(first), first.expires.timestamp(), hint):
+            return TrustError(
+                f"{where}: {what} and this device's clock says {self.now.isoformat()}, but {why}: the clock is "
+                "suspected, not the repository; set it right (or set clock.trust). What runs goes on",
+                code="wrong-clock",
+            )
+        return TrustError(
+            f"{where}: {what}, judged at {self.now.isoformat()} ({judged.reason}; the clock may still be wrong): "
+            "either old metadata is served, or nobody signs any more (`modelagent repo refresh`). What runs goes on",
+            code="freeze-attack",
         )
 
 
-class _Workflow(Updater):
-    """python-tuf's client with our clock, our transfer and our disk.
-
-    It reaches into names that python-tuf calls private (tests hold each of them): the library offers no other seam
-    for a clock or for durable writes.
-    """
-
-    def __init__(self, directory: Path, door: "_Door", root_bytes: bytes, now: datetime) -> None:
-        super().__init__(str(directory), "metadata/", fetcher=door, bootstrap=root_bytes)
-        self._trusted_set.reference_time = now
-
-    def trusted(self) -> list[Signed]:
-        """Everything that was verified so far."""
-        return list(self._trusted_set)
-
-    def _persist_file(self, filename: str, data: bytes) -> None:
-        path = Path(filename)
-        if not _holds(path, data):  # the root is persisted at every start: spare the flash
-            durable.write_atomic(path, data)
-
-    def _update_root_symlink(self) -> None:
-        # Not a link: python-tuf removes and then makes it, and a power cut in between would leave none.
-        version = self._trusted_set.root.version
-        history = Path(self._dir) / "root_history" / f"{version}.root.json"
-        self._persist_file(str(Path(self._dir) / "root.json"), history.read_bytes())
-
-
-class _Door(FetcherInterface):
-    """The way python-tuf fetches: through a source, into memory, within the limit. Remembers the last answer."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self.last: tuple[str, bytes] = ("", b"")
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        raise NotImplementedError(f"{url}: only metadata comes this way")
-
-    def download_bytes(self, url: str, max_length: int) -> bytes:
-        """One metadata file."""
-        self.last = (url, b"")
-        try:
-            data = read_all(self._source, url, max_length)
-        except SourceError as error:
-            if error.code == "not-found" and url.endswith(".root.json"):
-                raise DownloadHTTPError(error.message, 404) from error  # the usual end of the search for a new root
-            raise
-        self.last = (url, data)
-        return data
-
-
-def read_all(source: Source, name: str, limit: int, *, total: int | None = None) -> bytes:
-    """All bytes of a small file, never more than `limit`; `total`: exactly that many.
-
-    Raises:
-        TrustError: `endless-data`, or `wrong-length` when the source states or sends another total.
-        SourceError: as the source says; `cut` when less came than it stated.
-    """
-    with source.fetch(name, limit=limit) as body:
-        if total is not None and body.total is not None and body.total != total:
-            raise wrong_length(source, name, body.total, total)
-        data = b"".join(bounded(body, source=source.name, name=name, room=limit, limit=limit))
-        if body.total is not None and len(data) != body.total:
-            raise SourceError(f"{source.name}: {name}: cut after {len(data)} bytes of {body.total}", code="cut")
-    if total is not None and len(data) != total:
-        raise wrong_length(source, name, len(data), total)
-    return data
-
-
-def wrong_length(source: Source, name: str, found: int, signed: int) -> TrustError:
-    """The source has another length than the signed one."""
-    return TrustError(
-        f"{source.name}: {name}: found {found} bytes, signed are {signed}; nothing of it is used", code="wrong-length"
-    )
+def target_address(path: str, digest: str, prefix: str) -> str:
+    """Where a target's bytes are, in a repository with consistent snapshots; no digest: in one without."""
+    head, slash, tail = path.rpartition("/")
+    named = f"{digest}.{tail}" if digest else tail
+    return prefix + "/".join(quote(part, safe="") for part in f"{head}{slash}{named}".split("/"))
 
 
 def read_verified(path: Path, sha256: str, limit: int = MAX_TARGET) -> bytes | None:
@@ -320,13 +304,6 @@ def _readable(path: Path) -> bool:
     return True
 
 
-def _holds(path: Path, data: bytes) -> bool:
-    try:
-        return not path.is_symlink() and path.read_bytes() == data
-    except OSError:
-        return False
-
-
 def _version(data: bytes) -> int | None:
     try:
         version: Any = json.loads(data)["signed"]["version"]
@@ -335,10 +312,11 @@ def _version(data: bytes) -> int | None:
     return version if isinstance(version, int) else None
 
 
-def _issued(signed: Signed) -> float:
-    text = signed.unrecognized_fields.get("issued")
-    try:
-        moment = datetime.fromisoformat(text) if isinstance(text, str) else None
-    except ValueError:
-        return 0.0
-    return 0.0 if moment is None or moment.tzinfo is None else moment.timestamp()
+def expiring(lives: list[tuple[str, float, float]], now: float) -> list[str]:
+    """A warning for each signature with less than a quarter of its life left; `lives` as View.lives gives them."""
+    return [
+        f"the repository's {role} signature ends {datetime.fromtimestamp(end, UTC).isoformat()}; after that no new "
+        "release can be taken: the publisher must sign again (`modelagent repo refresh`)"
+        for role, begin, end in lives
+        if begin and end - now < (end - begin) / 4
+    ]

@@ -1,0 +1,58 @@
+"""Can this device serve a release? Answered from its manifest alone, before anything else is fetched.
+
+This file knows hardware names, runtime versions and what the interpreter adapter can be asked for. It does not know
+where the manifest came from.
+
+    check_suitable(manifest, "rpi4", "2.3.0")       # ModelError wrong-hardware, runtime-too-old, runtime-too-new, ...
+"""
+
+import re
+from typing import Final
+
+from modelagent.errors import ModelError
+from modelagent.manifest import Manifest
+
+DELEGATES: Final = ("cpu",)
+_NUMBER: Final = re.compile(r"\d+")
+
+
+def check_suitable(found: Manifest, hardware: str, runtime_version: str) -> None:
+    """Refuse a release that this device cannot serve, from its manifest alone.
+
+    Args:
+        found: the verified manifest.
+        hardware: this device's name for itself, from the settings.
+        runtime_version: of the installed runtime, for instance `2.3.0`.
+
+    Raises:
+        ModelError: `wrong-hardware`, `wrong-delegate`, `runtime-too-old` or `runtime-too-new`.
+    """
+    what = f"{found.model} {found.version}"
+    if found.delegate not in DELEGATES:
+        raise ModelError(
+            f"{what}: needs the delegate {found.delegate}, found {', '.join(DELEGATES)}; publish it for one of those",
+            code="wrong-delegate",
+        )
+    if found.hardware and hardware not in found.hardware:
+        raise ModelError(
+            f"{what}: made for {', '.join(found.hardware)}, this device is {hardware or 'of no stated hardware'}; "
+            "publish a release for it, or correct [device] hardware",
+            code="wrong-hardware",
+        )
+    have = _numbers(runtime_version)
+    if found.runtime_min is not None and have < _numbers(found.runtime_min):
+        raise ModelError(
+            f"{what}: needs runtime {found.runtime_min} or newer, found {runtime_version}; update the agent first",
+            code="runtime-too-old",
+        )
+    if found.runtime_max is not None:
+        most = _numbers(found.runtime_max)
+        if have[: len(most)] > most:  # 2.3 allows every 2.3.x
+            raise ModelError(
+                f"{what}: works up to runtime {found.runtime_max}, found {runtime_version}; publish it anew",
+                code="runtime-too-new",
+            )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in _NUMBER.findall(version))
