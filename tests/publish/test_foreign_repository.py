@@ -4,6 +4,7 @@ import hashlib
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import (
@@ -69,8 +70,8 @@ def test_a_device_takes_a_release_from_it(tmp_path: Path) -> None:
     for name in ("root", "targets", "snapshot", "timestamp"):
         root.add_key(signer.public_key, name)
 
-    def write(name: str, signed: Root | Targets | Snapshot | Timestamp) -> bytes:
-        metadata = Metadata(signed)
+    def write(name: str, signed: Any) -> bytes:
+        metadata: Metadata[Any] = Metadata(signed)
         metadata.sign(signer)
         metadata.to_file(str(tmp_path / "metadata" / name))
         return metadata.to_bytes()
@@ -83,7 +84,7 @@ def test_a_device_takes_a_release_from_it(tmp_path: Path) -> None:
     write("timestamp.json", Timestamp(expires=expires, snapshot_meta=MetaFile(1)))
 
     root_bytes = (tmp_path / "metadata" / "1.root.json").read_bytes()
-    acquirer = Acquirer(tmp_path / "device", DirectorySource(tmp_path), root_bytes, lambda: NOW.timestamp())
+    acquirer = Acquirer(tmp_path / "device", DirectorySource(tmp_path), root_bytes, NOW.timestamp)
     offer = acquirer.check("digits", "stable").offer
     assert offer is not None
     assert (offer.version, offer.digest) == ("9", digest)
