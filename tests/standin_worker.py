@@ -15,9 +15,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from modelagent.children import bind_to_parent
 from modelagent.inference.exchange import NOT_FINITE, OK, WorkerSide, plan
 from modelagent.manifest import parse
+
+ANSWER = np.zeros((1, 10), np.float32)
+ANSWER[0, 1] = 1.0
 
 
 def main(argument: dict[str, int]) -> None:
@@ -36,7 +41,7 @@ def main(argument: dict[str, int]) -> None:
     control.send(json.dumps({"ok": True, "load_ms": 1.0}).encode())
     control.recv(65536)
     side = WorkerSide(
-        plan(manifest.inputs, manifest.outputs),
+        plan(manifest.inputs, manifest.outputs, stateful=manifest.stateful),
         memory_fd=argument["memory"],
         request_fd=argument["request"],
         reply_fd=argument["reply"],
@@ -50,15 +55,14 @@ def main(argument: dict[str, int]) -> None:
         for fd, _ in poll.poll():
             if fd == control.fileno():
                 return
-            side.take()
-            number += 1
-            if number % int(wishes.get("die", "1000000000")) == 0:
-                os.abort()
-            if number >= int(wishes.get("bomb", "1000000000")):
-                time.sleep(3600)
-            side.outputs[0][...] = 0.0
-            side.outputs[0][0, 1] = 1.0
-            side.answer(NOT_FINITE if number >= int(wishes.get("nan", "1000000000")) else OK, 1000)
+            while side.take():
+                number += 1
+                if number % int(wishes.get("die", "1000000000")) == 0:
+                    os.abort()
+                if number >= int(wishes.get("bomb", "1000000000")):
+                    time.sleep(3600)
+                side.slot.write_outputs([ANSWER])
+                side.answer(NOT_FINITE if number >= int(wishes.get("nan", "1000000000")) else OK, 1000)
 
 
 if __name__ == "__main__":

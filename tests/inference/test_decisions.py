@@ -1,13 +1,16 @@
 """Preprocessing and decisions as a manifest declares them."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from modelagent.errors import ModelError
-from modelagent.inference.decisions import Decider, Decision, FrameError, dequantise, quantise
-from modelagent.inference.exchange import fixed_shape
+from modelagent.inference.decisions import Decider, Decision, FrameError
+from modelagent.inference.exchange import ParentSide, Slot, fixed_shape, plan
+from modelagent.inference.prepare import quantise
+from modelagent.inference.readout import dequantise
 from modelagent.manifest import Canary, Limits, Manifest, Tensor
 
 FLOAT = Tensor("x", (1, 2, 2, 1), "float32", None)
@@ -82,35 +85,46 @@ def test_quantising_rounds_clips_and_makes_nan_the_zero_point() -> None:
     assert found.tolist() == [-3, -1, -5, 127, -128, -3]
 
 
-def test_a_frame_may_come_with_or_without_the_batch_axis() -> None:
-    decider = Decider(manifest())
-    inputs = [np.zeros((1, 2, 2, 1), np.float32)]
-    binding = decider.bind(inputs, [np.zeros((1, 3), np.float32)])
+@pytest.fixture
+def slot_of() -> Iterator[Callable[[Manifest], Slot]]:
+    """The one slot of a mailbox for a manifest."""
+    sides: list[ParentSide] = []
+
+    def make(manifest: Manifest) -> Slot:
+        sides.append(ParentSide(plan(manifest.inputs, manifest.outputs)))
+        return sides[-1].filling
+
+    yield make
+    for side in sides:
+        side.close()
+
+
+def given(slot: Slot) -> Any:
+    """What the model reads from input 0."""
+    return slot.read_inputs()[0].copy()
+
+
+def test_a_frame_may_come_with_or_without_the_batch_axis(slot_of: Callable[[Manifest], Slot]) -> None:
+    slot = slot_of(manifest())
+    binding = Decider(manifest()).bind(slot)
     frame = np.arange(4, dtype=np.float32).reshape(2, 2, 1)
     binding.fill([frame])
-    assert np.array_equal(inputs[0][0], frame)
+    assert np.array_equal(given(slot)[0], frame)
     binding.fill([frame[np.newaxis] * 2])
-    assert np.array_equal(inputs[0][0], frame * 2)
+    assert np.array_equal(given(slot)[0], frame * 2)
+    binding.release()
 
 
 def test_scaling_takes_whole_numbers_and_channels() -> None:
     tensor = Tensor("x", (1, 1, 1, 2), "float32", None)
-    decider = Decider(
-        manifest(inputs=(tensor,), before={"kind": "scale", "mean": [10, 20], "scale": 0.5}),
-    )
-    inputs = [np.zeros((1, 1, 1, 2), np.float32)]
-    decider.bind(inputs, []).fill([np.array([[[12, 26]]], np.uint8)])
-    assert inputs[0].ravel().tolist() == [1.0, 3.0]
+    decider = Decider(manifest(inputs=(tensor,), before={"kind": "scale", "mean": [10, 20], "scale": 0.5}))
+    assert decider.prepare(0, np.array([[[12, 26]]], np.uint8)).ravel().tolist() == [1.0, 3.0]
 
 
 def test_a_float_frame_is_quantised_and_one_of_the_tensors_type_is_taken_as_it_is() -> None:
     decider = Decider(manifest(inputs=(QUANTISED,)))
-    inputs = [np.zeros((1, 2, 2, 1), np.int8)]
-    binding = decider.bind(inputs, [])
-    binding.fill([np.full((2, 2, 1), 2.0, np.float32)])
-    assert set(inputs[0].ravel().tolist()) == {1}
-    binding.fill([np.full((2, 2, 1), 7, np.int8)])
-    assert set(inputs[0].ravel().tolist()) == {7}
+    assert set(decider.prepare(0, np.full((2, 2, 1), 2.0, np.float32)).ravel().tolist()) == {1}
+    assert set(decider.prepare(0, np.full((2, 2, 1), 7, np.int8)).ravel().tolist()) == {7}
 
 
 @pytest.mark.parametrize(
@@ -124,10 +138,13 @@ def test_a_float_frame_is_quantised_and_one_of_the_tensors_type_is_taken_as_it_i
         ([np.array([["a"]])], "shape"),
     ],
 )
-def test_a_frame_that_does_not_fit_is_refused_by_name(arrays: list[Any], what: str) -> None:
-    binding = Decider(manifest()).bind([np.zeros((1, 2, 2, 1), np.float32)], [])
+def test_a_frame_that_does_not_fit_is_refused_by_name(
+    arrays: list[Any], what: str, slot_of: Callable[[Manifest], Slot]
+) -> None:
+    binding = Decider(manifest()).bind(slot_of(manifest()))
     with pytest.raises(FrameError, match=what):
         binding.fill(arrays)
+    binding.release()
 
 
 @pytest.mark.parametrize(
@@ -147,7 +164,6 @@ def test_unknown_processing_is_the_releases_fault(wrong: dict[str, Any]) -> None
     assert caught.value.code == "contract"
 
 
-def test_only_the_first_size_may_be_dynamic() -> None:
+def test_an_open_size_is_one_until_something_comes() -> None:
     assert fixed_shape(Tensor("x", (None, 4), "float32", None)) == (1, 4)
-    with pytest.raises(ModelError, match="dynamic"):
-        fixed_shape(Tensor("x", (1, None), "float32", None))
+    assert fixed_shape(Tensor("x", (1, None), "float32", None)) == (1, 1)

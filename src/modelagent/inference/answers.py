@@ -10,6 +10,7 @@ A refusal is an answer with "code" and "reason"; a crash of the model is the end
 
 import hashlib
 import json
+import os
 import select
 import socket
 import time
@@ -22,13 +23,16 @@ import numpy as np
 from modelagent.children import raise_priority
 from modelagent.errors import AgentError, ModelError
 from modelagent.inference import exchange, interpreter
-from modelagent.inference.decisions import Decider, dequantise
+from modelagent.inference.decisions import Decider
 from modelagent.inference.interpreter import Model
+from modelagent.inference.readout import dequantise
 from modelagent.inference.samples import Samples
 from modelagent.manifest import FileRef, Manifest, parse
 
 PACKET: Final = 64 * 1024  # bytes; a larger packet is cut by the kernel and then refused as no JSON
 MAX_BATCH: Final = 200  # samples in one answer, which keeps it far below a packet
+_STINT: Final = 64  # frames between two looks at the control socket
+_SPIN_S: Final = 50e-6  # waking from a sleep costs about as much; on a single processor there is nothing to wait for
 
 
 class Worker:
@@ -58,7 +62,7 @@ class Worker:
         while not self._done:
             for fd, _ in poll.poll():
                 if fd != control:
-                    self._answer_frame()
+                    self._answer_frames()
                     continue
                 try:
                     packet = self._control.recv(PACKET)
@@ -130,28 +134,38 @@ class Worker:
         if self._side is None:
             memory, request, reply = self._mailbox
             self._side = exchange.WorkerSide(
-                exchange.plan(manifest.inputs, manifest.outputs), memory_fd=memory, request_fd=request, reply_fd=reply
+                exchange.plan(manifest.inputs, manifest.outputs, stateful=manifest.stateful),
+                memory_fd=memory,
+                request_fd=request,
+                reply_fd=reply,
+                spin_s=_SPIN_S if len(os.sched_getaffinity(0)) > 1 else 0.0,
             )
         return {"nice": raise_priority(0)}
 
-    def _answer_frame(self) -> None:
+    def _answer_frames(self) -> None:
+        """Answer what waits in the mailbox; the poll comes back for what is left."""
         model, manifest, _ = self._loaded()
         side = self._side
         assert side is not None  # noqa: S101 - the mailbox is polled only once it is served
-        side.take()
-        begun = time.perf_counter_ns()
-        status = exchange.OK
-        try:
-            if not manifest.stateful:
-                model.reset()
-            outputs = model.invoke(side.inputs)
-            for target, array in zip(side.outputs, outputs, strict=True):
-                np.copyto(target, array)
-            if not interpreter.is_finite(outputs):
-                status = exchange.NOT_FINITE
-        except (RuntimeError, ValueError, MemoryError):
-            status = exchange.FAILED
-        side.answer(status, time.perf_counter_ns() - begun)
+        for _ in range(_STINT):
+            if not side.take():
+                return
+            slot = side.slot
+            begun = time.perf_counter_ns()
+            status = exchange.OK
+            try:
+                inputs = slot.read_inputs()
+                if not manifest.stateful:
+                    model.reset()
+                model.fit(inputs)
+                outputs = model.invoke(inputs)
+                slot.write_outputs(outputs)
+                if not interpreter.is_finite(outputs):
+                    status = exchange.NOT_FINITE
+            except (RuntimeError, ValueError, MemoryError, ModelError):
+                status = exchange.FAILED
+            side.answer(status, time.perf_counter_ns() - begun)
+        side.leave()
 
     # -- samples -------------------------------------------------------------------------------------------------
 
@@ -197,7 +211,7 @@ class Worker:
         took_us = (time.perf_counter_ns() - begun) / 1e3
         if not interpreter.is_finite(outputs):
             return [index, took_us, False, None, label, 0.0, 0.0]
-        decision = decider.decide(outputs)
+        decision = decider.decide(outputs, arrays)
         score = float(dequantise(outputs[0].reshape(-1), manifest.outputs[0]).max()) if outputs[0].size else 0.0
         return [index, took_us, True, decision.prediction, label, score, decision.confidence or 0.0]
 

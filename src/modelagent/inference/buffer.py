@@ -13,7 +13,7 @@ from or what is done with them.
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from modelagent.inference.frames import Frame
 
@@ -87,6 +87,37 @@ class FrameBuffer:
             if self._block and len(self._frames) <= self.capacity // 2:
                 self._space.notify()
             return frame
+
+    def more(self, most: int) -> list[Frame]:
+        """Frames that wait now, at most so many, oldest first; none while the bell wants attention."""
+        if not self._frames or self._rung:
+            return []
+        with self._changed:
+            if self._closed:
+                return []
+            taken = [self._frames.popleft() for _ in range(min(most, len(self._frames)))]
+            if self._block and len(self._frames) <= self.capacity // 2:
+                self._space.notify()
+            return taken
+
+    def give_back(self, frames: Sequence[Frame]) -> None:
+        """Frames that were taken and not run come first again; after `close` they are dropped."""
+        with self._changed:
+            closed = self._closed
+            if not closed:
+                self._frames.extendleft(reversed(frames))
+            else:
+                self.dropped += len(frames)
+        if closed:
+            for frame in frames:
+                self._on_drop(frame)
+
+    def lose(self, frame: Frame) -> None:
+        """A frame that the source itself had to give up: counted as received and dropped."""
+        with self._changed:
+            self.received += 1
+            self.dropped += 1
+        self._on_drop(frame)
 
     def ring(self) -> None:
         """Wake the consumer: something other than a frame wants its attention."""

@@ -1,21 +1,25 @@
-"""The mailbox between the loop and one worker: a sealed memory file and two event counters.
+"""The mailbox between the loop and one worker: a sealed memory file with a ring of slots, and two event counters.
 
-This file knows the layout (header, inputs, outputs) and who writes what when. It does not know what a frame
-means, how the worker is started or what happens when it dies. No pickle and no queue: a frame is one copy and
+This file knows the layout (header, slots of inputs and outputs) and who writes what when. It does not know what a
+frame means, how the worker is started or what happens when it dies. No pickle and no queue: a frame is one copy and
 one counter.
 
     layout = plan(manifest.inputs, manifest.outputs)
     parent = ParentSide(layout)                     # spawn the worker with parent.fds passed on
     parent.watch(child.pidfd)
-    np.copyto(parent.inputs[0], frame)
-    if parent.ask(2.0) is Reply.ANSWERED: parent.outputs[0], parent.status, parent.invoke_ns
+    np.copyto(parent.filling.inputs[0], frame); parent.post()       # again while `parent.room`
+    if parent.wait(2.0) is Reply.ANSWERED: parent.answered.outputs[0], parent.status, parent.invoke_ns
 
     worker = WorkerSide(layout, memory_fd=3, request_fd=4, reply_fd=5)
-    worker.take(); ...; worker.answer(OK, invoke_ns)
+    while worker.take(): ...worker.slot.inputs...; worker.answer(OK, invoke_ns)
 
-Layout: 64 bytes of header, little-endian {u64 sequence, i64 status, u64 invoke_ns, u64 answered sequence},
-then inputs, then outputs, each at a multiple of 64 bytes and each of batch 1. The file is sealed against
-resizing: neither side can make the other's mapping fault (memfd_create(2), F_ADD_SEALS).
+Answers come in the order of the questions. While the loop decides on one frame the worker runs the next, so neither
+sleeps as long as frames wait.
+
+Layout: 64 bytes of header, little-endian {u64 posted, u64 answered}, then the slots. A slot is 64 bytes {i64 status,
+u64 invoke_ns}, then inputs, then outputs, each at a multiple of 64 bytes and each of batch 1. A tensor of open size is
+{u64 rank, 8 x u64 size} in 128 bytes, then room for `OPEN_BYTES`. The file is sealed against resizing: neither side
+can make the other's mapping fault (memfd_create(2), F_ADD_SEALS).
 """
 
 import contextlib
@@ -25,6 +29,7 @@ import math
 import mmap
 import os
 import select
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -35,13 +40,19 @@ import numpy.typing as npt
 from modelagent.errors import DeviceError, ModelError
 from modelagent.manifest import Tensor
 
-HEADER: Final = 64  # bytes
+HEADER: Final = 64  # bytes, of the file and of each slot
 ALIGN: Final = 64  # bytes; a cache line, and the widest vector register
 MAX_SIZE: Final = 1 << 30  # bytes; a contract that wants more than this is refused, not swapped out
+OPEN_BYTES: Final = 256 * 1024  # of a tensor whose size is known only when it comes
 OK: Final = 0
 NOT_FINITE: Final = 1
 FAILED: Final = 2
-_SEQUENCE, _STATUS, _INVOKE_NS, _ANSWERED = range(4)
+_MOST: Final = 8  # slots of a small model; two let the two sides overlap, more save switches between them
+_SMALL: Final = 512 * 1024  # bytes that the ring may take for having more than two
+_RANK: Final = 8
+_OPEN_HEADER: Final = 128  # bytes
+_POSTED, _ANSWERED = range(2)
+_STATUS, _INVOKE_NS = range(2)
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 Array = npt.NDArray[Any]
@@ -57,81 +68,167 @@ class Reply(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """Where one tensor lies: offset in bytes, shape of batch 1, numpy's name of the dtype."""
+    """Where one tensor lies in a slot: offset in bytes, shape of batch 1, numpy's name of the dtype.
+
+    `open`: its size is known only when it comes; `shape` then has 1 for every open size.
+    """
 
     offset: int
     shape: tuple[int, ...]
     dtype: str
+    open: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where everything lies in the memory file of `size` bytes; both sides compute it from the manifest."""
+    """Where everything lies in the memory file of `size` bytes; both sides compute it from the manifest.
+
+    `depth` slots of `stride` bytes each.
+    """
 
     inputs: tuple[Area, ...]
     outputs: tuple[Area, ...]
-    size: int
+    stride: int
+    depth: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return HEADER + self.depth * self.stride
 
 
 def fixed_shape(tensor: Tensor) -> tuple[int, ...]:
-    """The tensor's shape at batch 1: a dynamic first size is 1, any other dynamic size cannot be served.
-
-    Raises:
-        ModelError: `contract`.
-    """
-    rest = tensor.shape[1:]
-    if any(size is None for size in rest):
-        raise ModelError(
-            f"tensor {tensor.name!r} has the shape {list(tensor.shape)}: only the first size may be dynamic; "
-            "convert the model with fixed sizes",
-            code="contract",
-        )
-    first = () if not tensor.shape else (1 if tensor.shape[0] is None else tensor.shape[0],)
-    return first + tuple(size for size in rest if size is not None)
+    """The tensor's shape with 1 for every size that is left open."""
+    return tuple(1 if size is None else size for size in tensor.shape)
 
 
-def plan(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Layout:
+def plan(inputs: Sequence[Tensor], outputs: Sequence[Tensor], *, stateful: bool = False) -> Layout:
     """Lay out the tensors of a manifest.
 
+    The first size of an input is the batch, which is 1 where it is left open. Any other open size is served from a
+    bounded room. A stateful model gets one slot: a frame that must be run again would find the next one's traces.
+
     Raises:
-        ModelError: `contract` when a size is dynamic or the whole is larger than `MAX_SIZE`.
+        ModelError: `contract` when the whole is larger than `MAX_SIZE`.
     """
     offset = HEADER
     areas: list[Area] = []
-    for tensor in (*inputs, *outputs):
+    for number, tensor in enumerate((*inputs, *outputs)):
+        sizes = tensor.shape[1:] if number < len(inputs) else tensor.shape
+        unknown = None in sizes
         shape = fixed_shape(tensor)
-        areas.append(Area(offset, shape, tensor.dtype))
-        offset += -(-math.prod(shape) * np.dtype(tensor.dtype).itemsize // ALIGN) * ALIGN
-    if offset > MAX_SIZE:
+        areas.append(Area(offset, shape, tensor.dtype, unknown))
+        length = math.prod(shape) * np.dtype(tensor.dtype).itemsize
+        offset += -(-(_OPEN_HEADER + max(OPEN_BYTES, length) if unknown else length) // ALIGN) * ALIGN
+    depth = 1 if stateful else min(_MOST, max(2, _SMALL // offset))
+    layout = Layout(tuple(areas[: len(inputs)]), tuple(areas[len(inputs) :]), offset, depth)
+    if layout.size > MAX_SIZE:
         raise ModelError(
-            f"the tensors need {offset} bytes of shared memory, at most {MAX_SIZE} are served; "
+            f"the tensors need {layout.size} bytes of shared memory, at most {MAX_SIZE} are served; "
             "the manifest's shapes are too large for a device",
             code="contract",
         )
-    return Layout(tuple(areas[: len(inputs)]), tuple(areas[len(inputs) :]), offset)
+    return layout
+
+
+class Open:
+    """A tensor of open size in the mailbox. What it says of itself is checked: the other side may be hostile."""
+
+    __slots__ = ("_bytes", "_dtype", "_sizes")
+
+    def __init__(self, sizes: Array, data: Array, dtype: str) -> None:
+        self._sizes = sizes
+        self._bytes = data
+        self._dtype = np.dtype(dtype)
+
+    def write(self, array: Array) -> None:
+        """Copy an array in.
+
+        Raises:
+            ValueError: it is larger than the room for it, or of another dtype.
+        """
+        if array.nbytes > self._bytes.size or array.ndim > _RANK or array.dtype != self._dtype:
+            raise ValueError(
+                f"a tensor of {array.dtype}{list(array.shape)} where {self._bytes.size} bytes of {self._dtype} fit"
+            )
+        self._sizes[0] = array.ndim
+        self._sizes[1 : 1 + array.ndim] = array.shape
+        np.copyto(self._bytes[: array.nbytes].view(self._dtype).reshape(array.shape), array)
+
+    def read(self) -> Array:
+        """The array that was written last; a view.
+
+        Raises:
+            ValueError: the sizes are impossible.
+        """
+        rank = int(self._sizes[0])
+        shape = tuple(int(size) for size in self._sizes[1 : 1 + min(rank, _RANK)])
+        length = math.prod(shape) * self._dtype.itemsize
+        if rank > _RANK or length > self._bytes.size:
+            raise ValueError(f"a tensor of {rank} sizes {list(shape)} where {self._bytes.size} bytes fit")
+        return self._bytes[:length].view(self._dtype).reshape(shape)
+
+
+class Slot:
+    """One place of the ring: numpy's views of its inputs and outputs, `Open` where the size is not fixed."""
+
+    __slots__ = ("inputs", "outputs", "signed", "unsigned")
+
+    def __init__(self, buffer: mmap.mmap, layout: Layout, number: int) -> None:
+        start = HEADER + number * layout.stride
+        head = memoryview(buffer)[start : start + HEADER]
+        self.signed = head.cast("q")
+        self.unsigned = head.cast("Q")
+        self.inputs: tuple[Array | Open, ...] = tuple(_view(buffer, start, area) for area in layout.inputs)
+        self.outputs: tuple[Array | Open, ...] = tuple(_view(buffer, start, area) for area in layout.outputs)
+
+    def read_inputs(self) -> list[Array]:
+        """The inputs as arrays; ValueError when an open one is impossible."""
+        return [item.read() if isinstance(item, Open) else item for item in self.inputs]
+
+    def read_outputs(self) -> list[Array]:
+        """The outputs as arrays; ValueError when an open one is impossible."""
+        return [item.read() if isinstance(item, Open) else item for item in self.outputs]
+
+    def write_outputs(self, arrays: Sequence[Array]) -> None:
+        """Copy the model's outputs in; ValueError when an open one does not fit."""
+        for target, array in zip(self.outputs, arrays, strict=True):
+            if isinstance(target, Open):
+                target.write(array)
+            else:
+                np.copyto(target, array)
+
+    def release(self) -> None:
+        """Let go of the memory."""
+        self.inputs = self.outputs = ()
+        self.signed.release()
+        self.unsigned.release()
+
+
+def _view(buffer: mmap.mmap, start: int, area: Area) -> Array | Open:
+    begin = start + area.offset
+    if area.open:
+        length = math.prod(area.shape) * np.dtype(area.dtype).itemsize
+        sizes = np.frombuffer(buffer, dtype=np.uint64, count=1 + _RANK, offset=begin)
+        data = np.frombuffer(buffer, dtype=np.uint8, count=max(OPEN_BYTES, length), offset=begin + _OPEN_HEADER)
+        return Open(sizes, data, area.dtype)
+    flat = np.frombuffer(buffer, dtype=area.dtype, count=math.prod(area.shape), offset=begin)
+    return flat.reshape(area.shape)
 
 
 class _Mapping:
-    """The mapped file and numpy's views of it; the same for both sides."""
+    """The mapped file and the views of it; the same for both sides."""
 
     def __init__(self, layout: Layout, memory_fd: int) -> None:
         self.layout = layout
         self._map = mmap.mmap(memory_fd, layout.size)
-        whole = memoryview(self._map)
-        self._unsigned = whole[:HEADER].cast("Q")
-        self._signed = whole[:HEADER].cast("q")
-        self.inputs: tuple[Array, ...] = tuple(self._view(area) for area in layout.inputs)
-        self.outputs: tuple[Array, ...] = tuple(self._view(area) for area in layout.outputs)
-
-    def _view(self, area: Area) -> Array:
-        count = math.prod(area.shape)
-        flat = np.frombuffer(self._map, dtype=area.dtype, count=count, offset=area.offset)
-        return flat.reshape(area.shape)
+        self._head = memoryview(self._map)[:HEADER].cast("Q")
+        self.slots = tuple(Slot(self._map, layout, number) for number in range(layout.depth))
 
     def unmap(self) -> None:
-        self.inputs = self.outputs = ()
-        self._unsigned.release()
-        self._signed.release()
+        for slot in self.slots:
+            slot.release()
+        self._head.release()
         with contextlib.suppress(BufferError):  # a caller still holds a view: the mapping goes with it
             self._map.close()
 
@@ -153,9 +250,9 @@ class ParentSide(_Mapping):
             opened.append(self.memory_fd)
             os.truncate(self.memory_fd, layout.size)
             fcntl.fcntl(self.memory_fd, fcntl.F_ADD_SEALS, _SEALS)
-            self.request_fd = os.eventfd(0, os.EFD_CLOEXEC)
+            self.request_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             opened.append(self.request_fd)
-            self.reply_fd = os.eventfd(0, os.EFD_CLOEXEC)
+            self.reply_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             opened.append(self.reply_fd)
             super().__init__(layout, self.memory_fd)
         except OSError as error:
@@ -165,7 +262,14 @@ class ParentSide(_Mapping):
                 f"no shared memory of {layout.size} bytes for a worker: {error}; free memory or descriptors",
                 code="memory",
             ) from error
-        self._sequence = 0
+        self.depth = layout.depth
+        self.room = layout.depth  # questions that may be asked before an answer must be awaited
+        self.filled = 0  # the slot to fill next
+        self.last = 0  # the slot of the last answer
+        self._count = 0  # questions posted
+        self._done = 0  # answers taken
+        self._ready = 0  # answers announced and not taken
+        self._spent = False
         self._poll = select.poll()
         self._poll.register(self.reply_fd, select.POLLIN)
         self._closed = False
@@ -175,37 +279,80 @@ class ParentSide(_Mapping):
         """Memory, request and reply: what the worker must inherit."""
         return self.memory_fd, self.request_fd, self.reply_fd
 
+    @property
+    def filling(self) -> Slot:
+        """The slot that the next `post` sends."""
+        return self.slots[self.filled]
+
+    @property
+    def answered(self) -> Slot:
+        """The slot of the last answer; it holds until `depth` further questions have been posted."""
+        return self.slots[self.last]
+
     def watch(self, pidfd: int) -> None:
-        """Name the worker whose end `ask` shall notice."""
+        """Name the worker whose end `wait` shall notice."""
         self._poll.register(pidfd, select.POLLIN)
 
-    def ask(self, timeout: float) -> Reply:
-        """Send what lies in `inputs` and wait for the answer, at most `timeout` seconds.
-
-        After ANSWERED `outputs`, `status` and `invoke_ns` hold the answer until the next call. After anything
-        else the mailbox is spent: end the worker and make a new one.
-        """
-        self._sequence += 1
-        self._unsigned[_SEQUENCE] = self._sequence
+    def post(self) -> None:
+        """Send what lies in `filling`; at most `room` times without `wait`."""
+        assert self.room > 0, "more questions than slots"  # noqa: S101 - a programmer's error
+        self.room -= 1
+        self._count += 1
+        self._head[_POSTED] = self._count
+        self.filled = self._count % self.depth
         os.eventfd_write(self.request_fd, 1)
-        ready = self._poll.poll(timeout * 1000.0)
-        if not ready:
+
+    def wait(self, timeout: float) -> Reply:
+        """Take the oldest answer, waiting at most `timeout` seconds for it.
+
+        After ANSWERED `answered`, `status` and `invoke_ns` hold the answer. After anything else the mailbox is spent:
+        end the worker and make a new one.
+        """
+        if not self._ready:
+            reply = self._await(timeout)
+            if reply is not Reply.ANSWERED:
+                self._spent = True
+                return reply
+        self._ready -= 1
+        self.last = self._done % self.depth
+        self._done += 1
+        self.room += 1
+        return Reply.ANSWERED
+
+    def _await(self, timeout: float) -> Reply:
+        if self._spent:
             return Reply.HUNG
-        for fd, _event in ready:  # an answer given just before dying is an answer
-            if fd == self.reply_fd:
-                os.eventfd_read(fd)
-                return Reply.ANSWERED if self._unsigned[_ANSWERED] == self._sequence else Reply.HUNG
-        return Reply.DIED
+        try:
+            self._ready = os.eventfd_read(self.reply_fd)
+        except BlockingIOError:
+            ready = self._poll.poll(timeout * 1000.0)
+            if not ready:
+                return Reply.HUNG
+            if all(fd != self.reply_fd for fd, _event in ready):  # an answer given just before dying is an answer
+                return Reply.DIED
+            try:
+                self._ready = os.eventfd_read(self.reply_fd)
+            except BlockingIOError:
+                return Reply.HUNG  # the worker took its own answer back
+        # More answers than questions: the worker is not to be believed.
+        if self._ready > self._count - self._done or self._head[_ANSWERED] < self._done + self._ready:
+            return Reply.HUNG
+        return Reply.ANSWERED
+
+    def ask(self, timeout: float) -> Reply:
+        """`post` and `wait`, when nothing else is on its way."""
+        self.post()
+        return self.wait(timeout)
 
     @property
     def status(self) -> int:
         """OK, NOT_FINITE or FAILED, of the last answer."""
-        return self._signed[_STATUS]
+        return self.slots[self.last].signed[_STATUS]
 
     @property
     def invoke_ns(self) -> int:
         """Nanoseconds that the last inference took inside the worker."""
-        return self._unsigned[_INVOKE_NS]
+        return self.slots[self.last].unsigned[_INVOKE_NS]
 
     def close(self) -> None:
         """Unmap and close; harmless twice."""
@@ -224,12 +371,13 @@ class WorkerSide(_Mapping):
         memory_fd: the memory file.
         request_fd: counts questions; poll it together with the control socket.
         reply_fd: counts answers.
+        spin_s: seconds to look again before `take` says that nothing waits: a sleep costs more than a small model.
 
     Raises:
         ModelError: `contract` when the memory file has another size or can still be resized.
     """
 
-    def __init__(self, layout: Layout, *, memory_fd: int, request_fd: int, reply_fd: int) -> None:
+    def __init__(self, layout: Layout, *, memory_fd: int, request_fd: int, reply_fd: int, spin_s: float = 0.0) -> None:
         size = os.fstat(memory_fd).st_size
         seals = fcntl.fcntl(memory_fd, fcntl.F_GET_SEALS)
         if size != layout.size or seals & _SEALS != _SEALS:
@@ -241,15 +389,41 @@ class WorkerSide(_Mapping):
         super().__init__(layout, memory_fd)
         self.request_fd = request_fd
         self.reply_fd = reply_fd
+        self.slot = self.slots[0]
+        self._depth = layout.depth
+        self._spin_s = spin_s
+        self._waiting = 0
+        self._answered = 0
 
-    def take(self) -> int:
-        """Take one question (waits for it if there is none): its sequence number."""
-        os.eventfd_read(self.request_fd)
-        return self._unsigned[_SEQUENCE]
+    def take(self) -> bool:
+        """Take the next question into `slot`; False when none waits."""
+        if not self._waiting:
+            until = 0.0
+            while True:
+                try:
+                    self._waiting = os.eventfd_read(self.request_fd)
+                    break
+                except BlockingIOError:
+                    if not self._spin_s:
+                        return False
+                    now = time.perf_counter()
+                    until = until or now + self._spin_s
+                    if now >= until:
+                        return False
+        self._waiting -= 1
+        self.slot = self.slots[self._answered % self._depth]
+        return True
+
+    def leave(self) -> None:
+        """Give back what was announced and not taken, so that polling the counter says so again."""
+        if self._waiting:
+            os.eventfd_write(self.request_fd, self._waiting)
+            self._waiting = 0
 
     def answer(self, status: int, invoke_ns: int) -> None:
-        """Say that `outputs` hold the answer to the question taken last."""
-        self._signed[_STATUS] = status
-        self._unsigned[_INVOKE_NS] = invoke_ns
-        self._unsigned[_ANSWERED] = self._unsigned[_SEQUENCE]
+        """Say that the slot's outputs hold the answer to the question taken last."""
+        self.slot.signed[_STATUS] = status
+        self.slot.unsigned[_INVOKE_NS] = invoke_ns
+        self._answered += 1
+        self._head[_ANSWERED] = self._answered
         os.eventfd_write(self.reply_fd, 1)

@@ -73,7 +73,7 @@ def open_slot(directory: Path, digest: str) -> Slot:
             code="hash",
         )
     manifest = parse(data)
-    return Slot(path, digest, manifest, plan(manifest.inputs, manifest.outputs))
+    return Slot(path, digest, manifest, plan(manifest.inputs, manifest.outputs, stateful=manifest.stateful))
 
 
 def _read_link(path: Path) -> Target | None:

@@ -7,12 +7,15 @@ or who is to blame for a fault: it reports to the main thread (`handover.py`) an
     server.hand(Hand(worker))             # taken up at the next frame boundary, at once when idle
     # later `post` was called with: Adopted(worker, old), Fault(...), Retried(...)
 
-A frame whose worker failed is held and run once more on the next worker handed over. Once a *trial* has passed, no
-frame is taken until the main thread hands over again: what it decides must be on disk before serving goes on.
+While frames wait, several are in the worker's mailbox at once, so that it never sleeps between two; a frame boundary
+is where the mailbox has been emptied. A frame whose worker failed is held and run once more on the next worker handed
+over; those behind it go back to the queue. Once a *trial* has passed, no frame is taken until the main thread hands
+over again: what it decides must be on disk before serving goes on.
 """
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -91,6 +94,8 @@ class Server:
         self._lock = threading.Lock()
         self._hand: Hand | None = None
         self._worker: Worker | None = None
+        self._flying: deque[tuple[Frame, int]] = deque()  # asked and not answered: frame, when it was taken up (ns)
+        self._answered = 0  # when the last answer was decided, ns
         self._held: Frame | None = None
         self._blamed: Worker | None = None  # whose frame the held one was
         self._trial = False
@@ -143,7 +148,6 @@ class Server:
                 continue
             if frame is not None:
                 self._serve(worker, frame)
-                self.progress = time.monotonic()
             elif self._hand is None and not worker.child.alive():
                 self._fail(worker, "crash", "the worker ended while it waited for a frame")
         if self._held is not None:
@@ -162,46 +166,56 @@ class Server:
             hand.worker.since = time.monotonic()
         self._post(Adopted(hand.worker, old if old is not hand.worker else None))
 
-    def _serve(self, worker: Worker, frame: Frame) -> None:
+    def _serve(self, worker: Worker, first: Frame) -> None:
+        """Run this frame and all that wait behind it, until none does or something else wants attention."""
         if not worker.fed and worker.ticket is not None:
             worker.ticket.use()
-        code = self._infer(worker, frame)
-        if code:
-            self._held, self._blamed = frame, worker
-            self._fail(worker, *code)
+        flying, exchange, buffer = self._flying, worker.exchange, self._buffer
+        self._ask(worker, first)
+        while True:
+            if exchange.room and self._hand is None and not self._stop:
+                for more in buffer.more(exchange.room):
+                    self._ask(worker, more)
+            if not flying:
+                return
+            frame, begun = flying.popleft()
+            code = self._collect(worker, frame, begun)
+            self.beat = self.progress = time.monotonic()
+            if code:
+                self._held, self._blamed = frame, worker
+                self._empty(worker, code[0])
+                self._fail(worker, *code)
+                return
 
-    def _run_again(self, worker: Worker, frame: Frame) -> None:
-        if not worker.fed and worker.ticket is not None:
-            worker.ticket.use()
-        trial = self._trial
-        code = self._infer(worker, frame)
-        if code:
-            self._give_up()
-            self._fail(worker, *code, second=True)
-            return
-        self._held = self._blamed = None
-        self._waiting = trial
-        self._trial = False
-        self._post(Retried(worker, trial))
-
-    def _infer(self, worker: Worker, frame: Frame) -> tuple[str, str] | None:
-        """Run one frame to its result; returns code and reason when the worker failed."""
+    def _ask(self, worker: Worker, frame: Frame) -> bool:
+        """Put a frame into the mailbox; False when it does not fit the model, and has ended here."""
         begun = time.perf_counter_ns()
-        slot = worker.slot
-        exchange = worker.exchange
         worker.fed += 1
         try:
-            worker.binding.fill(frame.arrays)
+            worker.fill(frame.arrays)
         except FrameError:
-            self._records.lost(frame, slot.digest, slot.manifest.version, "refused")
-            return None
-        reply = exchange.ask(worker.hang_s)
+            self._records.lost(frame, worker.digest, worker.version, "refused")
+            return False
+        worker.exchange.post()
+        self._flying.append((frame, begun))
+        return True
+
+    def _collect(self, worker: Worker, frame: Frame, begun: int) -> tuple[str, str] | None:
+        """Take the oldest answer, which is this frame's; returns code and reason when the worker failed."""
+        exchange = worker.exchange
+        reply = exchange.wait(worker.hang_s)
         if reply is Reply.ANSWERED and exchange.status == OK:
-            decision = worker.binding.decide()
-            latency_us = (time.perf_counter_ns() - begun) / 1000.0
-            name = self._records.done(frame, slot.digest, slot.manifest.version, decision, latency_us)
+            try:
+                decision = worker.decide()
+            except ValueError as error:
+                return "crash", f"the output for frame {frame.id} cannot be: {error}"
+            now = time.perf_counter_ns()
+            # What the frame took by itself: it did not run while the one before it did.
+            latency_us = (now - max(begun, self._answered)) / 1000.0
+            self._answered = now
+            name = self._records.done(frame, worker.digest, worker.version, decision, latency_us)
             worker.healthy += 1
-            self._shadow.keep(name, slot.digest, frame.arrays, decision.prediction)
+            self._shadow.keep(name, worker.digest, frame.arrays, decision.prediction)
             return None
         if reply is Reply.HUNG:
             return "hang", f"no answer to frame {frame.id} within {worker.hang_s:g} s"
@@ -210,6 +224,33 @@ class Server:
         if exchange.status == NOT_FINITE:
             return "not-finite", f"the output for frame {frame.id} is NaN or infinite"
         return "crash", f"the runtime failed on frame {frame.id}"
+
+    def _empty(self, worker: Worker, code: str) -> None:
+        """Frames behind a failed one go back to the queue; a worker that lives finishes them for nobody."""
+        behind = [frame for frame, _ in self._flying]
+        self._flying.clear()
+        if code == "not-finite":
+            for _ in behind:
+                if worker.exchange.wait(worker.hang_s) is not Reply.ANSWERED:
+                    break  # its mailbox is spent: the next question will say so
+        self._buffer.give_back(behind)
+
+    def _run_again(self, worker: Worker, frame: Frame) -> None:
+        if not worker.fed and worker.ticket is not None:
+            worker.ticket.use()
+        trial = self._trial
+        code = None
+        if self._ask(worker, frame):
+            frame, begun = self._flying.popleft()
+            code = self._collect(worker, frame, begun)
+        if code:
+            self._give_up()
+            self._fail(worker, *code, second=True)
+            return
+        self._held = self._blamed = None
+        self._waiting = trial
+        self._trial = False
+        self._post(Retried(worker, trial))
 
     def _fail(self, worker: Worker, code: str, reason: str, *, second: bool = False) -> None:
         self._worker = None

@@ -18,14 +18,16 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
+
+import numpy.typing as npt
 
 from modelagent import __version__
 from modelagent.children import OTHER_VERSION, Child, describe_exit, spawn
 from modelagent.errors import DeviceError, ModelError
-from modelagent.inference.decisions import Decider
+from modelagent.inference.decisions import Decider, Decision
 from modelagent.inference.exchange import ParentSide
 from modelagent.inference.links import Slot
 from modelagent.inference.options import ModelOptions
@@ -69,6 +71,8 @@ class Worker:
 
     def __init__(self, slot: Slot, options: ModelOptions, *, nice: int) -> None:
         self.slot = slot
+        self.digest = slot.digest
+        self.version = slot.manifest.version
         self.decider = Decider(slot.manifest)
         self.hang_s = max(slot.manifest.limits.latency_ms * 20 / 1000.0, options.hang_s)
         self.exchange = ParentSide(slot.layout)
@@ -104,12 +108,15 @@ class Worker:
         finally:
             theirs.close()
         self.exchange.watch(self.child.pidfd)
-        self.binding = self.decider.bind(self.exchange.inputs, self.exchange.outputs)
+        self.bindings = tuple(self.decider.bind(slot) for slot in self.exchange.slots)
 
-    @property
-    def digest(self) -> str:
-        """Of its slot."""
-        return self.slot.digest
+    def fill(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
+        """Write a frame where the next question is asked from; FrameError when it does not fit."""
+        self.bindings[self.exchange.filled].fill(arrays)
+
+    def decide(self) -> Decision:
+        """The decision on the last answer; ValueError when the worker is not to be believed."""
+        return self.bindings[self.exchange.last].decide()
 
     def say(self, command: dict[str, Any]) -> None:
         """Send a command; a worker that is gone is noticed by its end, not here."""
@@ -140,7 +147,8 @@ class Worker:
         printed = self.child.said(200) if self.child.pidfd >= 0 else ""
         self.child.close()
         self.control.close()
-        self.binding.release()
+        for binding in self.bindings:
+            binding.release()
         self.exchange.close()
         return f"{text}: {printed.splitlines()[-1]}" if printed else text
 
