@@ -190,6 +190,9 @@ class Repository(Section):
     """[repository]: where releases come from. It is trusted with nothing; the root file is what is trusted."""
 
     url: Url = Field(default="", description="http(s)://..., file:///... or an absolute path; empty: none")
+    mirrors: Annotated[tuple[Url, ...], BeforeValidator(_as_tuple)] = Field(
+        default=(), description="further addresses of the same repository, asked in this order when url fails"
+    )
     root: AbsolutePath = Field(
         default=Path("/etc/modelagent/root.json"), description="the trusted root metadata, brought by hand"
     )
@@ -197,11 +200,18 @@ class Repository(Section):
     read_timeout: Duration = Field(default=30.0, gt=0, le=3600, description="longest time without a single byte")
     min_rate: int = Field(default=500, ge=0, description="bytes/s over min_rate_window; slower is given up")
     min_rate_window: Duration = Field(default=60.0, gt=0, le=3600, description="over which min_rate is measured")
+    max_rate: int = Field(default=0, ge=0, description="bytes/s at most; 0: no cap")
+    daily_mb: int = Field(
+        default=0, ge=0, le=10_000_000, description="download at most so many megabytes a day; checks go on; 0: any"
+    )
     ca: OptionalPath = Field(default=None, description="PEM of the accepted authorities; empty: the system's")
     client_cert: OptionalPath = Field(default=None, description="PEM client certificate for mutual TLS")
     client_key: OptionalPath = Field(default=None, description="PEM key of client_cert")
     proxy: Annotated[str, AfterValidator(_check_proxy)] = Field(
         default="", description="http://host:port; empty: as the environment says"
+    )
+    media: OptionalPath = Field(
+        default=None, description="where sticks are mounted; a bundle that appears below it is used; empty: off"
     )
 
     @model_validator(mode="after")
@@ -209,6 +219,15 @@ class Repository(Section):
         if (self.client_cert is None) != (self.client_key is None):
             raise ValueError("client_cert and client_key: both or neither")
         return self
+
+
+class Clock(Section):
+    """[clock]: how far this device's clock is believed when the end of a signature is judged."""
+
+    trust: Literal["ntp", "rtc", "signed-floor"] = Field(
+        default="rtc",
+        description="ntp: once synchronised; rtc: when above the newest signed time; signed-floor: never",
+    )
 
 
 class Source(Section):
@@ -432,6 +451,7 @@ class Settings(Section):
     device: Device = Field(default_factory=Device)
     paths: Paths = Paths()
     repository: Repository = Repository()
+    clock: Clock = Clock()
     models: dict[Name, Model] = Field(default_factory=dict)
     policy: Policy = Policy()
     limits: Limits = Limits()
