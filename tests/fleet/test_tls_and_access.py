@@ -168,14 +168,15 @@ REFUSED = 135  # not authorised
 MAY = {
     "box-18": ["modelagent/box-18/status", "modelagent/box-18/event", "modelagent/box-18/reply",
                "modelagent/answers/operator/box-18"],
-    "operator": ["modelagent/box-17/cmd", "modelagent/group/lab/cmd", "modelagent/all/cmd"],
+    "operator": ["modelagent/box-17/cmd", "modelagent/group/lab/cmd", "modelagent/all/cmd",
+                 "modelagent/box-99/status"],
     "viewer": [],
 }  # fmt: skip
 MAY_NOT = {
     "box-18": ["modelagent/box-17/status", "modelagent/box-17/event", "modelagent/box-17/reply",
                "modelagent/box-17/cmd", "modelagent/box-18/cmd", "modelagent/group/lab/cmd", "modelagent/all/cmd",
                "modelagent/answers/operator/box-17", "anything"],
-    "operator": ["modelagent/box-17/status", "modelagent/box-17/reply", "modelagent/group/lab/deep/cmd"],
+    "operator": ["modelagent/box-17/event", "modelagent/box-17/reply", "modelagent/group/lab/deep/cmd"],
     "viewer": ["modelagent/box-17/cmd", "modelagent/all/cmd", "modelagent/viewer/cmd"],
 }  # fmt: skip
 
@@ -184,6 +185,7 @@ MAY_NOT = {
 def test_each_name_writes_only_where_it_may(broker: FleetBroker, name: str) -> None:
     somebody = Operator(broker.port, tls=broker.tls(name), topics=["nothing"])
     try:
+        # 16: taken, and nobody is subscribed.
         assert {topic: somebody.try_to(topic) for topic in MAY[name]} == dict.fromkeys(MAY[name], 16)
         assert {topic: somebody.try_to(topic) for topic in MAY_NOT[name]} == dict.fromkeys(MAY_NOT[name], REFUSED)
     finally:

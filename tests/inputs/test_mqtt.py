@@ -424,24 +424,3 @@ def test_tls_with_certificates_on_both_sides(tmp_path: Path, driver: Driver) -> 
         session.stop()
     finally:
         broker.kill()
-
-
-def test_every_line_of_the_manual_works_when_pasted(session: Session, broker: Broker, driver: Driver) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "mqtt.md").read_text(encoding="utf-8")
-    first, *blocks = [part.split("```")[0] for part in page.split("```sh\n")[1:]]
-    assert "BROKER=localhost PORT=1883 DEVICE=box-17" in first
-    session.set_status({"phase": "Idle"})
-    for block in blocks:
-        done = subprocess.run(
-            ["sh", "-eu", "-c", f"BROKER=127.0.0.1 PORT={broker.port} DEVICE=box-17\n{block}"],
-            check=True,
-            capture_output=True,
-            timeout=PATIENCE,
-        )
-        if "mosquitto_rr" in block:
-            assert json.loads(done.stdout)["status"] == "done", block
-        elif "mosquitto_sub" in block:
-            assert json.loads(done.stdout.split(b" ", 1)[-1] if b"/status {" in done.stdout else done.stdout)["online"]
-    assert [request.verb for request in driver.done] == ["hold", "check", "label"]
-    for block in page.split("```json\n")[1:]:
-        json.loads(block.split("```")[0])
