@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 MAX_TARGET: Final = 256 * 1024  # bytes; the targets are manifests and channel documents, a few kB each
 _CACHED_TARGETS: Final = 64
+_PATH_CHARACTERS: Final = "/!$&'()*+,;=:@~"  # what a path of an address may hold as it is (RFC 3986, section 3.3)
 Find = Callable[[str], bytes | None]  # sha256 -> verified bytes that the device has already
 
 
@@ -261,7 +262,7 @@ def target_address(path: str, digest: str, prefix: str) -> str:
     """Where a target's bytes are, in a repository with consistent snapshots; no digest: in one without."""
     head, slash, tail = path.rpartition("/")
     named = f"{digest}.{tail}" if digest else tail
-    return prefix + "/".join(quote(part, safe="") for part in f"{head}{slash}{named}".split("/"))
+    return prefix + quote(f"{head}{slash}{named}", safe=_PATH_CHARACTERS)
 
 
 def read_verified(path: Path, sha256: str, limit: int = MAX_TARGET) -> bytes | None:

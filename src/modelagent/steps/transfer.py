@@ -79,7 +79,7 @@ class Transfer:
         allowance: Allowance | None = None,
         told: Callable[[AgentError], None] | None = None,
     ) -> None:
-        self._incoming = incoming
+        self.incoming = incoming
         self._mirrors = mirrors
         self._recognise = recognise
         self._allowance = allowance
@@ -124,14 +124,14 @@ class Transfer:
     def partial(self, key: str) -> int:
         """Bytes of this file that are here already, unverified."""
         try:
-            return (self._incoming / f"{key}.part").lstat().st_size
+            return (self.incoming / f"{key}.part").lstat().st_size
         except OSError:
             return 0
 
     def _from(self, source: Source, item: Item, progress: Progress, abandoned: Abandoned) -> None:
         with (
             durable.device_errors(f"{item.name}: writing to incoming"),
-            _Partial(self._incoming / f"{item.key}.part", item) as partial,
+            _Partial(self.incoming / f"{item.key}.part", item) as partial,
         ):
             for _ in range(2):
                 earlier = partial.have > 0
@@ -142,7 +142,7 @@ class Transfer:
                         raise
                     restarted = False
                 if partial.is_right:
-                    partial.finish(self._incoming / item.key)
+                    partial.finish(self.incoming / item.key)
                     return
                 if restarted or not earlier:
                     break
