@@ -1,0 +1,101 @@
+"""Old file and delta -> new file, in blocks of 1 MiB (docs/delta-format.md, section 5).
+
+This file knows the order of a delta's parts. It does not know where the files come from, nor what the result ought to
+be: who asks compares its sha256.
+
+    rebuild(old, delta, new, length)        # binary files open for reading, reading, writing
+
+In memory are the rest (what is no weight), the old file's rest, and a few times 1 MiB. Neither file is held whole
+unless the delta has no regions at all.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+import numpy as np
+
+from modelagent.delta import DeltaError, form, words
+
+
+def rebuild(old: BinaryIO | None, delta: BinaryIO, new: BinaryIO, length: int) -> None:
+    """Write the new file.
+
+    Args:
+        old: the base; None: nothing but a delta that needs none will do.
+        delta: the delta.
+        new: empty; written out of order.
+        length: what the new file must have, bytes.
+
+    Raises:
+        DeltaError: the delta is damaged, or for other files. What was written is to be thrown away.
+    """
+    header = form.parse_header(delta.read(form.HEADER.size))
+    old_length = 0 if old is None else old.seek(0, os.SEEK_END)
+    if header.new_length != length:
+        raise DeltaError(f"the delta makes a file of {header.new_length} bytes, expected {length}")
+    if header.old_length not in {0, old_length}:
+        raise DeltaError(f"the delta is for a file of {header.old_length} bytes, found {old_length}")
+
+    def read(size: int) -> bytes:
+        data = delta.read(size)
+        if len(data) != size:
+            raise DeltaError(f"the delta ends {size - len(data)} bytes too early")
+        return data
+
+    lanes = form.parse_table(words.inflate(read(header.table_packed), header.table_raw), header.old_length, length)
+    places = form.new_gaps(lanes, length)
+    base = _gather(old, form.old_gaps(lanes, header.old_length))
+    _scatter(new, places, words.inflate(read(header.rest_packed), sum(size for _, size in places), base))
+    del base
+    for lane in lanes:
+        for pieces in blocks(lane):
+            count = sum(piece.words for piece in pieces)
+            before = None
+            if lane.based:
+                data = _gather(old, [(piece.old, piece.words * lane.width) for piece in pieces])
+                before = np.frombuffer(data, words.word_type(lane.width))
+            block = words.decode(read, count, lane.width, before, (lane.key_shift, lane.key_bits))
+            _scatter(new, [(piece.new, piece.words * lane.width) for piece in pieces], block.view(np.uint8).data)
+    if delta.read(1):
+        raise DeltaError("the delta goes on after its end")
+
+
+def _gather(old: BinaryIO | None, spans: Sequence[tuple[int, int]]) -> bytes:
+    if old is None or not spans:
+        return b""
+    parts = []
+    for place, size in spans:
+        old.seek(place)
+        parts.append(old.read(size))
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    if len(data) != sum(size for _, size in spans):
+        raise DeltaError("the old file became shorter")
+    return data
+
+
+def _scatter(new: BinaryIO, spans: Sequence[tuple[int, int]], data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    for place, size in spans:
+        new.seek(place)
+        new.write(view[:size])
+        view = view[size:]
+
+
+def blocks(lane: form.Lane) -> Iterator[list[form.Region]]:
+    """The lane's regions cut into blocks of 1 MiB, the last one shorter."""
+    pieces: list[form.Region] = []
+    room = form.BLOCK // lane.width
+    for region in lane.regions:
+        done = 0
+        while done < region.words:
+            count = min(room, region.words - done)
+            offset = done * lane.width
+            pieces.append(form.Region(region.old + offset, region.new + offset, count))
+            done += count
+            room -= count
+            if room == 0:
+                yield pieces
+                pieces, room = [], form.BLOCK // lane.width
+    if pieces:
+        yield pieces
