@@ -1,7 +1,7 @@
 """The digits data: who holds which scan, and what may happen to the camera.
 
-This file knows scikit-learn's 1,797 scans, how they are divided, and the input changes that the demo plays. It needs
-numpy and scikit-learn, never tensorflow, and knows nothing of any model.
+This file knows the 1,797 scans (digits.npz, the very ones that scikit-learn bundles), how they are divided, and the
+input changes that the demo plays. It needs numpy and nothing else, and knows nothing of any model.
 
     scans, labels = digits()                       # float32 [1797, 8, 8, 1] in 0..1, int64 [1797]
     part = split()                                 # disjoint index arrays: train 900, canary 400, live 497
@@ -11,17 +11,18 @@ The division is a fixed permutation from numpy's legacy generator, whose streams
 Enhancement Proposal 19), so training, canary set and live frames agree on every machine.
 """
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 
 Scans = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 TRAIN, CANARY = 900, 400  # scans; the remaining 497 are the live frames
 _SEED = 1797
+_SCANS: Final = Path(__file__).resolve().parent / "digits.npz"  # uint8 0..16 [1797, 8, 8] and uint8 [1797]
 
 
 class Split(NamedTuple):
@@ -34,9 +35,9 @@ class Split(NamedTuple):
 
 def digits() -> tuple[Scans, Labels]:
     """All scans: float32 [1797, 8, 8, 1], 0 paper and 1 ink, and their digits, int64 [1797]."""
-    bundled = load_digits()
-    scans = (np.asarray(bundled.images) / 16.0).astype(np.float32)
-    return scans[..., np.newaxis], np.asarray(bundled.target).astype(np.int64)
+    with np.load(_SCANS, allow_pickle=False) as bundled:
+        scans = (bundled["images"] / 16.0).astype(np.float32)
+        return scans[..., np.newaxis], bundled["target"].astype(np.int64)
 
 
 def split() -> Split:

@@ -206,6 +206,7 @@ class Demo:
         request = {"id": secrets.token_hex(8), "verb": "status", "model": MODEL}
         answer = ask(self.control, request, timeout=5)
         told: dict[str, Any] = answer["result"]["models"][MODEL]
+        told["broker"] = (answer["result"]["broker"] or {}).get("connected", False)
         try:
             health = json.loads((self.box / "inference-run" / MODEL / "health.json").read_bytes())
         except (OSError, ValueError):
@@ -462,6 +463,8 @@ def act_7(demo: Demo) -> None:
     demo.show_line()
     command = {"id": f"demo-{secrets.token_hex(4)}", "verb": "rollback", "model": MODEL, "argument": "by the operator"}
     demo.screen.command(f"mosquitto_pub -t modelagent/{DEVICE}/cmd -m '{json.dumps(command)}'")
+    # A broker that knows only the older protocol is found out after ten seconds, at each start of the updater.
+    demo.until("the device is connected to the broker", lambda: bool(demo.status()["broker"]))
     reply = over_mqtt(demo.broker_port, command)
     demo.screen.device(f"reply over MQTT: {reply['status']}: {reply['reason']}")
     demo.follow("1.3.1 runs again", kind("reverted"))

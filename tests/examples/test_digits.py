@@ -14,6 +14,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from examples.digits.data import Labels, Scans, digits, split
 from examples.digits.frames import SETS, TRIGGER_EVERY, frames, write
+from sklearn import datasets
 
 from modelagent.judges.paired import supportable_margin, tango_lower, tango_upper
 from modelagent.manifest import dump, parse
@@ -120,6 +121,13 @@ def test_numbers_rise_and_every_version_is_there() -> None:
     assert list(RELEASES) == ["1.0.0", "1.1.0", "1.2.0", "1.3.0", "1.3.1", "1.4.0", "1.5.0", "1.6.0"]
     numbers = [row["number"] for row in RELEASES.values()]
     assert numbers == sorted(set(numbers))
+
+
+def test_the_scans_are_scikit_learns() -> None:
+    bundled = datasets.load_digits()
+    scans, labels = digits()
+    assert np.array_equal(scans[..., 0] * 16.0, bundled.images.astype(np.float32))
+    assert np.array_equal(labels, bundled.target)
 
 
 def test_no_scan_is_in_two_parts_and_the_canary_set_is_the_held_out_one() -> None:
