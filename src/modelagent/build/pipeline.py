@@ -94,11 +94,9 @@ def build(
     chained = plan.all_variants()
     total = sum(len(steps) + 1 for steps in chained.values()) + 2
     progress = _Progress(told, total)
-    toolbox_clear = any(step.trains for steps in chained.values() for step in steps)
     progress.step("data", "reading and dividing")
     parts = data.split(data.read(plan.data), seed=plan.seed, shares=plan.shares or None)
-    if toolbox_clear or data.is_entry_point(plan.source):
-        toolbox.clear_names()
+    toolbox.clear_names()
     progress.step("source", f"loading {plan.source}")
     loaded = source.load(plan.source, parts.train, seed=plan.seed)
     folder = out / "variants"

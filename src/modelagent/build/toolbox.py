@@ -88,8 +88,12 @@ def set_seed(seed: int) -> None:
 
 
 def clear_names() -> None:
-    """Start the counters behind automatic layer names anew, so that building twice gives the same names."""
-    keras3().utils.clear_session()
+    """Start the counters behind automatic layer names anew, so that building twice gives the same names.
+
+    Where Keras is not imported yet they have not begun.
+    """
+    if "keras" in sys.modules:
+        keras3().utils.clear_session()
     if "tf_keras" in sys.modules:
         tf_keras().backend.clear_session()
 
