@@ -55,7 +55,7 @@ from modelagent.updater.view import explain, summary
 
 _log = logging.getLogger("modelagent.updater")
 _PARTIAL_AGE_S = 7 * 86400.0  # what nobody wants any more goes after a week
-_STATUS_S = 5.0  # between two looks at whether the retained status has changed
+_STATUS_S = 5.0  # between two signs of life to systemd's watchdog; a new status is told at once
 _SWEEP_S = 3600.0
 _FACTS_S = 2.0  # how old the device's facts may be
 _OFFLINE_S = 30.0  # for the store to make an offline revert durable
@@ -195,6 +195,7 @@ class Updater:
             vacuum=(_PARTIAL_AGE_S, settings.limits.max_store_mb * 2**20),
         )
         self._status_due = 0.0
+        self._status = ""
         self._sweep_due = 0.0
         self._edits: Edits | None = None
 
@@ -339,10 +340,10 @@ class Updater:
 
     def _beat(self) -> None:
         now = time.monotonic()
-        if now >= self._status_due:
-            self._status_due = now + _STATUS_S
-            lines = "; ".join(summary(state) for state in self.driver.states.values())
-            notify("WATCHDOG=1", f"STATUS={lines or 'no model configured'}")
+        status = "; ".join(summary(state) for state in self.driver.states.values()) or "no model configured"
+        if now >= self._status_due or status != self._status:
+            self._status_due, self._status = now + _STATUS_S, status
+            notify("WATCHDOG=1", f"STATUS={status}")
         if self._broker is not None:
             self._broker.set_status(self._retained())
         if now >= self._sweep_due:
