@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -424,3 +425,79 @@ def test_tls_with_certificates_on_both_sides(tmp_path: Path, driver: Driver) -> 
         session.stop()
     finally:
         broker.kill()
+
+
+def test_a_broker_that_stands_still_holds_nobody_up(
+    broker: Broker, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "GOODBYE_S", 0.2)
+    assert broker.process is not None
+    broker.process.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        for n in range(200):
+            session.report("event", {"id": str(n)})
+            session.set_status({"n": n})
+        assert session.state.queued == 200
+        session.stop()
+        assert time.monotonic() - began < 5.0
+    finally:
+        broker.process.send_signal(signal.SIGCONT)
+
+
+def test_the_connection_is_made_anew_when_the_will_would_tell_what_no_longer_runs(
+    broker: Broker, session: Session, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "RENEW_S", 0.0)
+    session.set_status({"models": {"digits": {"running": {"version": "1.1.0", "digest": "a"}}}})
+    wait_until(lambda: broker.log.read_text().count("as modelagent-box-17") == 2)
+    wait_until(lambda: session.state.connected)
+    session.set_status({"models": {"digits": {"running": {"version": "1.1.0", "digest": "a"}, "reason": "other"}}})
+    wait_until(lambda: session.state.queued == 0)
+    # A client of the same name throws it out: the broker publishes the will.
+    subprocess.run(
+        ["mosquitto_pub", "-V", "5", "-i", "modelagent-box-17", "-h", "127.0.0.1", "-p", str(broker.port),
+         "-t", "x", "-m", "x"],
+        check=True, capture_output=True, timeout=PATIENCE,
+    )  # fmt: skip
+    while (will := operator.hear_json("/status"))["online"]:
+        pass
+    assert will["models"]["digits"]["running"]["version"] == "1.1.0"
+    assert broker.log.read_text().count("New client connected from 127.0.0.1") < 10
+
+
+def test_a_full_disk_under_the_outbox_is_said_and_reports_still_arrive(
+    tmp_path: Path, broker: Broker, driver: Driver, operator: Operator
+) -> None:
+    (tmp_path / "outbox").write_text("a file where the directory should be")
+    desk = Desk(submit=driver.submit, view=driver.view, now=lambda: NOW)
+    settings = Mqtt(host="127.0.0.1", port=broker.port)
+    session = Session(settings, device="box-17", groups=(), desk=desk, draw=lambda: 0.0, keep=tmp_path / "outbox")
+    session.start()
+    session.report("event", {"id": "kept"})
+    assert operator.hear_json("/event")["id"] == "kept"
+    wait_until(lambda: "memory only" in session.state.problem)
+    session.stop()
+
+
+def test_events_of_an_earlier_process_are_sent_and_not_again(
+    tmp_path: Path, broker: Broker, driver: Driver, operator: Operator
+) -> None:
+    desk = Desk(submit=driver.submit, view=driver.view, now=lambda: NOW)
+
+    def life() -> Session:
+        settings = Mqtt(host="127.0.0.1", port=broker.port)
+        return Session(settings, device="box-17", groups=(), desk=desk, draw=lambda: 0.0, keep=tmp_path / "outbox")
+
+    for n in range(5):
+        life().report("event", {"id": str(n)})  # it never connects; a new object is all that a restart leaves
+    second = life()
+    second.start()
+    assert [operator.hear_json("/event")["id"] for _ in range(5)] == ["0", "1", "2", "3", "4"]
+    wait_until(lambda: second.state.queued == 0)
+    second.stop()
+    third = life()
+    third.start()
+    third.report("event", {"id": "new"})
+    assert operator.hear_json("/event")["id"] == "new"
+    third.stop()

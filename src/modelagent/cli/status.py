@@ -157,8 +157,8 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     if document.get("settings_problem"):
         yield coloured(f"settings: {document['settings_problem']}", "warning")
     broker = document.get("broker")
-    if broker and not broker["connected"]:
-        yield coloured(f"broker: not connected: {broker['problem']}", "warning")
+    if broker and (broker["problem"] or not broker["connected"]):
+        yield coloured(f"broker: {'' if broker['connected'] else 'not '}connected: {broker['problem']}", "warning")
     for name, entry in document["models"].items():
         yield ""
         yield click.style(name, bold=True)

@@ -61,8 +61,8 @@ _log = logging.getLogger("modelagent.mqtt")
 class SessionState:
     """What `status` and `doctor` say of the broker.
 
-    `dropped` counts reports lost to a full queue, `refused` those that the broker's rules did not let pass; `outbox`
-    says what is wrong with the reports' place on disk, if anything is.
+    `dropped` counts reports lost to a full queue, `refused` those that the broker's rules did not let pass. `problem`
+    is the link's, or else that of the reports' place on disk.
     """
 
     connected: bool
@@ -70,7 +70,6 @@ class SessionState:
     queued: int
     dropped: int
     refused: int
-    outbox: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +214,8 @@ class Session:
         with self._lock:
             queued = len(self._replies) + self._outbox.queued
             dropped = self._dropped + self._outbox.dropped
-            return SessionState(self._connected, self._problem, queued, dropped, self._refused, self._outbox.problem)
+            problem = self._problem or self._outbox.problem
+            return SessionState(self._connected, problem, queued, dropped, self._refused)
 
     def _reply(self, report: _Report) -> None:
         with self._lock:
