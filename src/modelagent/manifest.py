@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -24,7 +24,9 @@ from modelagent.errors import ModelError
 SCHEMA: Final = 1
 MAX_LENGTH: Final = 256 * 1024  # bytes; a manifest is a few kB, and an unbounded one is an attack
 DTYPES: Final = ("float32", "float16", "int8", "uint8", "int16", "int32", "int64", "bool")
-METRICS: Final = ("accuracy",)
+SHARES: Final = ("accuracy", "top-2", "top-3", "top-5", "top-10", "agreement")  # of right answers
+ERRORS: Final = ("mae", "rmse")  # lower is better, `floor` is the largest that is allowed
+METRICS: Final = (*SHARES, "balanced-accuracy", "f1", "auc", "anomaly-auc", "mean-iou", *ERRORS)
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VERSION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -76,13 +78,19 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """How the device proves the release: metric, allowed loss, one-sided confidence, absolute floor, samples."""
+    """How the device proves the release: metric, allowed loss, one-sided confidence, absolute floor, samples.
+
+    `class_floors`: least recall of a class by its index, "*" for all others. `tolerance`: largest difference from the
+    reference outputs that still agrees, for metric `agreement` where there are no classes.
+    """
 
     metric: str
     margin: float
     confidence: float
     floor: float
     samples: int
+    class_floors: Mapping[str, float] = field(default_factory=dict)
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,13 +216,7 @@ def parse(data: bytes) -> Manifest:
         labels=top.texts("labels"),
         preprocess=dict(top.table("preprocess").values),
         postprocess=dict(top.table("postprocess").values),
-        canary=Canary(
-            metric=canary.choice("metric", METRICS),
-            margin=canary.number("margin", low=0.0, high=1.0),
-            confidence=canary.number("confidence", low=0.5, high=0.9999),
-            floor=canary.number("floor", low=0.0, high=1.0),
-            samples=canary.integer("samples", low=0, high=10**7),
-        ),
+        canary=_canary(canary),
         limits=Limits(
             latency_ms=limits.number("latency_ms", low=0.001, high=1e7),
             latency_ratio=limits.number("latency_ratio", low=1.0, high=1000.0),
@@ -230,6 +232,26 @@ def parse(data: bytes) -> Manifest:
     if manifest.canary.samples and manifest.file("canary") is None:
         raise _bad("canary.samples", manifest.canary.samples, "0, or a files.canary that holds the samples")
     return manifest
+
+
+def _canary(table: "_Table") -> Canary:
+    metric = table.choice("metric", METRICS)
+    most = 1e30 if metric in ERRORS else 1.0  # an error has the output's unit
+    floors = table.table("class_floors") if "class_floors" in table.values else None
+    for key in floors.values if floors is not None else ():
+        if not re.fullmatch(r"\*|0|[1-9][0-9]{0,5}", key):
+            raise _bad(f"canary.class_floors.{key}", "this name", 'the index of a class, or "*" for all others')
+    return Canary(
+        metric=metric,
+        margin=table.number("margin", low=0.0, high=most),
+        confidence=table.number("confidence", low=0.5, high=0.9999),
+        floor=table.number("floor", low=0.0, high=most),
+        samples=table.integer("samples", low=0, high=10**7),
+        class_floors={}
+        if floors is None
+        else {key: floors.number(key, low=0.0, high=1.0) for key in sorted(floors.values)},
+        tolerance=table.number("tolerance", low=0.0, high=1e30) if "tolerance" in table.values else 0.0,
+    )
 
 
 class _Table:

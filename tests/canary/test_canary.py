@@ -87,6 +87,28 @@ def test_a_worse_release_fails_by_the_interval(tmp_path: Path, running: Path) ->
     assert "points lower" in verdict.reason
 
 
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("top-3", "top-3: "),
+        ("f1", "macro F1: "),
+        ("balanced-accuracy", "balanced accuracy: "),
+        ("agreement", "outputs agree with the reference"),
+    ],
+)
+def test_other_metrics_are_measured_by_the_workers(tmp_path: Path, running: Path, metric: str, words: str) -> None:
+    with np.load(digit_slots.EXAMPLE / "canary.npz") as archive:
+        arrays = dict(archive)
+    if metric == "agreement":
+        arrays["reference"] = np.eye(10, dtype=np.float32)[arrays.pop("labels")]
+    np.savez(tmp_path / "set.npz", **arrays)
+    change = {"canary.metric": metric, "canary.floor": 0.9}
+    manifest = digit_slots.write_slot(tmp_path / "x", "digits-1.3.1.tflite", canary=tmp_path / "set.npz", change=change)
+    verdict = judge(tmp_path / "x", manifest, running)
+    assert verdict.outcome is Outcome.PASS, verdict
+    assert words in verdict.reason
+
+
 def test_the_first_release_meets_the_absolute_gates_alone(tmp_path: Path) -> None:
     manifest = digit_slots.write_slot(tmp_path / "1.0.0", "digits-1.0.0.tflite")
     verdict = judge(tmp_path / "1.0.0", manifest, None)

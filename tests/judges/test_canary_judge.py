@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelagent.core.verdicts import Outcome
+from modelagent.core.verdicts import CanaryVerdict, Outcome
 from modelagent.judges.canary import CanaryEvidence, ModelRun, Problem, Sample, judge_canary
 from modelagent.manifest import Canary, Limits
 
@@ -166,3 +166,68 @@ def test_a_wider_margin_never_turns_a_pass_away(only_new: int, only_old: int, ma
     narrow = judge_canary(found, criteria(120, margin=margin), LIMITS).outcome
     wide = judge_canary(found, criteria(120, margin=margin + more), LIMITS).outcome
     assert order[wide] >= order[narrow]
+
+
+def scored(metric: str, values: list[tuple[float, ...]], labels: list[int | None], version: str = "2") -> ModelRun:
+    samples = tuple(
+        Sample(index, 1000.0, True, label, label, 0.9, 0.9, numbers)
+        for index, (numbers, label) in enumerate(zip(values, labels, strict=True))
+    )
+    return ModelRun(version, version, samples, has_labels=metric != "agreement", load_ms=5.0, peak_kb=50_000)
+
+
+def test_an_error_is_judged_in_its_own_unit() -> None:
+    wanted = Canary(metric="mae", margin=0.05, confidence=0.95, floor=1.0, samples=100)
+    old = scored("mae", [(0.40 + 0.001 * (k % 7),) for k in range(100)], [None] * 100, "1")
+
+    def judge(error: float) -> CanaryVerdict:
+        new = scored("mae", [(error + 0.001 * (k % 5),) for k in range(100)], [None] * 100)
+        return judge_canary(CanaryEvidence(new, old, run=1, at=0.0), wanted, LIMITS)
+
+    good, worse, broken = judge(0.41), judge(0.50), judge(1.50)
+    assert good.outcome is Outcome.PASS
+    assert good.reason.startswith("mean absolute error 0.412 against 0.403 on the same 100 samples; between ")
+    assert (worse.outcome, worse.evidence["gate"]) == (Outcome.FAIL, "not-worse")
+    assert "more, allowed 0.05" in worse.reason
+    assert (broken.outcome, broken.evidence["gate"]) == (Outcome.FAIL, "floor")
+    assert "at most 1 is allowed" in broken.reason
+
+
+def test_too_few_samples_for_the_bootstrap_are_insufficient_whatever_they_say() -> None:
+    wanted = Canary(metric="f1", margin=0.5, confidence=0.95, floor=0.0, samples=20)
+    run = scored("f1", [()] * 20, [k % 2 for k in range(20)])
+    verdict = judge_canary(CanaryEvidence(run, run, run=1, at=0.0), wanted, LIMITS)
+    assert verdict.outcome is Outcome.INSUFFICIENT
+    assert "at least 50 are needed" in verdict.reason
+
+
+def test_a_class_that_is_lost_fails_though_the_whole_looks_well() -> None:
+    wanted = replace(criteria(300, margin=0.2), class_floors={"*": 0.5, "1": 0.9})
+
+    def judge(right_of_class_1: int) -> CanaryVerdict:
+        labels = [0] * 270 + [1] * 30
+        said = [0] * 270 + [1] * right_of_class_1 + [0] * (30 - right_of_class_1)
+        samples = tuple(
+            Sample(k, 1000.0, True, mine, label, 0.9, 0.9)
+            for k, (mine, label) in enumerate(zip(said, labels, strict=True))
+        )
+        run = ModelRun("2", "2", samples, has_labels=True, load_ms=5.0, peak_kb=50_000)
+        return judge_canary(CanaryEvidence(run, None, run=1, at=0.0, alone="alone"), wanted, LIMITS)
+
+    lost = judge(15)
+    assert (lost.outcome, lost.evidence["gate"]) == (Outcome.FAIL, "class-floor")
+    assert "class 1: 15 of 30 right" in lost.reason
+    assert judge(25).outcome is Outcome.PASS, "25 of 30 may well be 90 % of all"
+
+
+def test_outputs_are_held_against_the_reference_where_nobody_knows_the_truth() -> None:
+    wanted = Canary(metric="agreement", margin=0.05, confidence=0.95, floor=0.95, samples=400)
+
+    def judge(same: int) -> CanaryVerdict:
+        run = scored("agreement", [(1.0, 0.01)] * same + [(0.0, 0.7)] * (400 - same), [None] * 400)
+        return judge_canary(CanaryEvidence(run, run, run=1, at=0.0), wanted, LIMITS)
+
+    assert judge(396).outcome is Outcome.PASS
+    assert "396 of 400 outputs agree with the reference" in judge(396).reason
+    assert judge(383).outcome is Outcome.INSUFFICIENT
+    assert (judge(370).outcome, judge(370).evidence["gate"]) == (Outcome.FAIL, "floor")

@@ -128,8 +128,9 @@ def test_samples_are_streamed_in_any_order(tmp_path: Path, compressed: bool) -> 
     [
         ({"wrong": np.zeros(3)}, "input_0"),
         ({"input_0": np.float32(3.0)}, "sample axis"),
-        ({"input_0": np.zeros((3, 2)), "labels": np.zeros(4, np.int64)}, "one whole number per sample"),
-        ({"input_0": np.zeros((3, 2)), "labels": np.zeros(3)}, "one whole number per sample"),
+        ({"input_0": np.zeros((3, 2)), "labels": np.zeros(4, np.int64)}, "one number or array per sample"),
+        ({"input_0": np.zeros((3, 2)), "labels": np.zeros(3, bool)}, "one number or array per sample"),
+        ({"input_0": np.zeros((3, 2)), "labels": np.zeros(3), "reference": np.zeros(3)}, "one of them"),
         ({"input_0": np.asfortranarray(np.zeros((3, 2)))}, "column by column"),
         ({"input_0": np.array([{}, {}], dtype=object)}, "Python objects"),
     ],

@@ -27,6 +27,7 @@ from modelagent.inference.decisions import Decider
 from modelagent.inference.interpreter import Model
 from modelagent.inference.readout import dequantise
 from modelagent.inference.samples import Samples
+from modelagent.inference.values import Values
 from modelagent.manifest import FileRef, Manifest, parse
 
 PACKET: Final = 64 * 1024  # bytes; a larger packet is cut by the kernel and then refused as no JSON
@@ -51,6 +52,7 @@ class Worker:
         self._model: Model | None = None
         self._decider: Decider | None = None
         self._samples: Samples | None = None
+        self._values: Values | None = None
         self._side: exchange.WorkerSide | None = None
         self._done = False
 
@@ -173,18 +175,26 @@ class Worker:
         _, manifest, _ = self._loaded()
         slot = Path(command.get("slot", self._slot))
         # The set belongs to the slot it lies in; the hash that counts is in that slot's manifest.
-        reference = (_read_manifest(slot) if slot != self._slot else manifest).file("canary")
+        signed = _read_manifest(slot) if slot != self._slot else manifest
+        reference = signed.file("canary")
         if reference is None:
             raise ModelError(f"{slot}: the manifest lists no canary set", code="canary")
         verify(slot, reference)
         if self._samples is not None:
             self._samples.close()
         self._samples = Samples(slot / reference.name, len(manifest.inputs))
+        self._values = Values(
+            signed.canary.metric,
+            tensors=manifest.outputs,
+            inputs=manifest.inputs,
+            tolerance=signed.canary.tolerance,
+            classes=manifest.postprocess.get("kind") == "classification",
+        )
         return {"count": self._samples.count, "has_labels": self._samples.labels is not None}
 
     def _run_samples(self, command: Mapping[str, Any]) -> dict[str, Any]:
         if "index" in command:
-            names = ("index", "us", "finite", "prediction", "label", "score", "confidence")
+            names = ("index", "us", "finite", "prediction", "label", "score", "confidence", "values")
             return dict(zip(names, self._run_one(int(command["index"])), strict=True))
         start, stop = int(command["start"]), int(command["stop"])
         if stop - start > MAX_BATCH:
@@ -193,11 +203,11 @@ class Worker:
 
     def _run_one(self, index: int) -> list[Any]:
         model, manifest, decider = self._loaded()
-        if self._samples is None:
+        if self._samples is None or self._values is None:
             raise ModelError("no samples are open; say `samples` first", code="command")
         try:
             arrays = [decider.prepare(i, array) for i, array in enumerate(self._samples.read(index))]
-            label = self._samples.label(index)
+            label, truth = self._samples.label(index), self._samples.truth(index)
         except AgentError as error:
             raise ModelError(f"sample {index}: {error.message}", code="canary") from error
         begun = time.perf_counter_ns()
@@ -210,10 +220,11 @@ class Worker:
             raise ModelError(f"sample {index}: the model failed: {error}", code="invoke") from error
         took_us = (time.perf_counter_ns() - begun) / 1e3
         if not interpreter.is_finite(outputs):
-            return [index, took_us, False, None, label, 0.0, 0.0]
+            return [index, took_us, False, None, label, 0.0, 0.0, []]
         decision = decider.decide(outputs, arrays)
         score = float(dequantise(outputs[0].reshape(-1), manifest.outputs[0]).max()) if outputs[0].size else 0.0
-        return [index, took_us, True, decision.prediction, label, score, decision.confidence or 0.0]
+        values = self._values.of(outputs, arrays, truth)
+        return [index, took_us, True, decision.prediction, label, score, decision.confidence or 0.0, values]
 
     # -- the rest ------------------------------------------------------------------------------------------------
 

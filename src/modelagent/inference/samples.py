@@ -1,11 +1,13 @@
 """The signed samples of a release, read one at a time.
 
-This file knows the layout of canary.npz and warmup.npz: `input_<i>` with the sample axis first, and `labels`. It does
-not know the runtime, what a model says of a sample, or who asks.
+This file knows the layout of canary.npz and warmup.npz: `input_<i>` with the sample axis first, and either `labels`
+(a class, a mask or target values of each sample) or `reference` (output 0 of a model that is believed). It does not
+know the runtime, what a model says of a sample, or who asks.
 
     with Samples(slot / "canary.npz", inputs=1) as samples:
         arrays = samples.read(7)                    # one array per input, without the sample axis
-        samples.label(7)                            # 4, or None when the set has no labels
+        samples.label(7)                            # 4, or None when the set has no class labels
+    samples.truth(7)                            # array(4), the mask, the target or the reference of sample 7
 
 Samples are streamed out of the archive: a set of some hundred megabytes in memory would be taken for the memory of
 the model, whose peak the canary measures.
@@ -91,12 +93,14 @@ class Samples:
 
     def __init__(self, path: Path, inputs: int) -> None:
         self._path = path
-        self.labels: npt.NDArray[np.int64] | None = None
+        self.labels: npt.NDArray[np.int64] | None = None  # one class a sample
+        self._truth: _Stream | None = None
         try:
             self._archive = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as error:
             raise self._bad("the file", str(error), "an .npz archive") from error
         self._streams: list[_Stream] = []
+        self._inputs = inputs
         try:
             self._open(inputs)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
@@ -115,12 +119,20 @@ class Samples:
                 raise self._bad(f"input_{index}", "a single number", "an array with the sample axis first")
         if len({stream.shape[0] for stream in streams}) != 1 or streams[0].shape[0] > _MAX_SAMPLES:
             raise self._bad("the arrays", "unequal or too many samples", "as many samples in each `input_<i>`")
-        if "labels.npy" in self._archive.namelist():
+        names = self._archive.namelist()
+        given = [name for name in ("labels", "reference") if f"{name}.npy" in names]
+        if len(given) == 2:
+            raise self._bad("the arrays", "labels and a reference", "one of them")
+        if not given:
+            return
+        truth = _Stream(self._archive, given[0])
+        self._streams.append(truth)
+        if truth.shape[:1] != streams[0].shape[:1] or truth.dtype.kind not in "iuf":
+            raise self._bad(given[0], f"{truth.dtype.name}{list(truth.shape)}", "one number or array per sample")
+        self._truth = truth
+        if given == ["labels"] and len(truth.shape) == 1 and truth.dtype.kind in "iu":
             with np.load(self._path, allow_pickle=False) as archive:
-                labels = archive["labels"]
-            if labels.shape != (streams[0].shape[0],) or labels.dtype.kind not in "iu":
-                raise self._bad("labels", f"{labels.dtype.name}{list(labels.shape)}", "one whole number per sample")
-            self.labels = labels.astype(np.int64)
+                self.labels = archive["labels"].astype(np.int64)
 
     def _bad(self, place: str, found: str, allowed: str) -> ModelError:
         return ModelError(f"{self._path}: {place}: found {found}, allowed is {allowed}", code="canary")
@@ -134,13 +146,26 @@ class Samples:
         if not 0 <= index < self.count:
             raise self._bad(f"sample {index}", "nothing", f"0 to {self.count - 1}")
         try:
-            return [stream.read(index) for stream in self._streams]
+            return [stream.read(index) for stream in self._streams[: self._inputs]]
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise self._bad(f"sample {index}", str(error), "a whole sample") from error
 
     def label(self, index: int) -> int | None:
-        """The label of sample `index`, if the set has labels."""
+        """The class of sample `index`, if the set has one for each."""
         return None if self.labels is None else int(self.labels[index])
+
+    def truth(self, index: int) -> Array | None:
+        """The label, mask, target or reference of sample `index`, if the set has any.
+
+        Raises:
+            ModelError: `canary` when the archive is damaged.
+        """
+        if self._truth is None:
+            return None
+        try:
+            return self._truth.read(index)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise self._bad(f"sample {index}", str(error), "a whole sample") from error
 
     def close(self) -> None:
         """Close the archive; harmless twice."""

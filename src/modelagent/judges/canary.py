@@ -6,20 +6,36 @@ This file knows the gates, their order and their numbers. It does not know how t
     verdict.outcome     # PASS, FAIL, INSUFFICIENT or AGAIN
     verdict.reason      # "87.3 % against 93.1 % on the same 300 samples; between 3.1 and 8.4 points lower, allowed 5.0"
 
-The gates, in order: loads, contract, finite, floor, not worse (paired non-inferiority), latency, memory, unload. The
-first gate that fails decides; what the others say is reported beside it. "Not worse" is never "no significant
-difference", which little data always gives: the candidate passes when the lower confidence bound of the paired
-difference lies above -margin, fails when the upper bound lies below it, and is insufficient in between (Tango 1998,
-see `paired.py`). The floor is compared with the observed value: the samples are the release's own definition of it,
-not a sample of something else. Latency depends on what else the device does, so it stays a suspicion until three
-runs agree.
+The gates, in order: loads, contract, finite, floor, class floors, not worse (paired non-inferiority) or agreement with
+reference outputs, latency, memory, unload. The first gate that fails decides; what the others say is reported beside
+it. "Not worse" is never "no significant difference", which little data always gives: the candidate passes when the
+lower confidence bound of the paired difference lies above -margin, fails when the upper bound lies below it, and is
+insufficient in between (shares of right answers: Tango 1998, see `paired.py`; other metrics: the paired bootstrap of
+`metrics.py`). The floor is compared with the observed value: the samples are the release's own definition of it, not
+a sample of something else. A class has few samples, so its floor is broken only when the upper bound of its recall
+lies below it, at a confidence that is shared between the classes. Latency depends on what else the device does, so it
+stays a suspicion until three runs agree.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from modelagent.core.verdicts import CanaryVerdict, Outcome
+from modelagent.judges.metrics import (
+    LEAST_SAMPLES,
+    NAMES,
+    Scored,
+    complete,
+    difference,
+    is_right,
+    is_share,
+    lower_is_better,
+    measure,
+    upper_share,
+    wilson,
+)
 from modelagent.judges.paired import (
     quantile_bounds,
     sample_size,
@@ -38,7 +54,7 @@ HARD: Final = frozenset({"crash", "hang", "not-finite", "memory", "inconsistent"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one model said of one sample. `prediction` None: nothing that can be right or wrong."""
+    """What one model said of one sample. `prediction` None: no class. `values`: see `metrics.Scored`."""
 
     index: int
     us: float
@@ -47,11 +63,12 @@ class Sample:
     label: int | None
     score: float
     confidence: float
+    values: tuple[float, ...] = ()
 
     @property
-    def right(self) -> bool:
-        """Whether the prediction is the label."""
-        return self.prediction is not None and self.prediction == self.label
+    def scored(self) -> Scored:
+        """As a metric takes it."""
+        return Scored(self.label, self.prediction, self.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +100,10 @@ class ModelRun:
     cage: str = ""  # what the kernel said held the worker
     problem: Problem | None = None
 
-    @property
-    def right(self) -> int:
-        """How many samples it has right."""
-        return sum(sample.right for sample in self.samples)
+    def scored(self, metric: str) -> list[Scored]:
+        """The samples as the metric takes them; none when they lack what it needs."""
+        found = [sample.scored for sample in self.samples]
+        return found if complete(metric, found) else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +166,8 @@ def judge_canary(evidence: CanaryEvidence, criteria: Canary, limits: Limits) -> 
             "run": evidence.run,
             "at": evidence.at,
             "alone": evidence.alone,
-            "candidate": _summary(evidence.candidate),
-            "baseline": None if evidence.baseline is None else _summary(evidence.baseline),
+            "candidate": _summary(evidence.candidate, criteria),
+            "baseline": None if evidence.baseline is None else _summary(evidence.baseline, criteria),
             "gates": [
                 {"gate": gate.name, "outcome": gate.outcome.value, "text": gate.text, **gate.numbers} for gate in gates
             ],
@@ -209,44 +226,143 @@ def _complete(evidence: CanaryEvidence, criteria: Canary) -> list[_Gate]:
 
 
 def _floor(run: ModelRun, criteria: Canary) -> list[_Gate]:
-    if not run.has_labels or not run.samples:
+    scored = run.scored(criteria.metric)
+    if not scored:
         return []
-    share = run.right / len(run.samples)
-    numbers = {"accuracy": share, "floor": criteria.floor, "n": len(run.samples)}
-    text = f"{_percent(share)} right on {len(run.samples)} samples, the floor is {_percent(criteria.floor)}"
-    return [_Gate("floor", Outcome.FAIL if share < criteria.floor else Outcome.PASS, text, numbers)]
+    n, value = len(scored), measure(criteria.metric, scored)
+    key = criteria.metric if criteria.metric != "agreement" else "share"
+    numbers: dict[str, object] = {key: _plain(value), "floor": criteria.floor, "n": n}
+    if lower_is_better(criteria.metric):
+        text = f"{NAMES[criteria.metric]} {value:.4g} on {n} samples, at most {criteria.floor:.4g} is allowed"
+        broken = value > criteria.floor
+    else:
+        what = "right" if criteria.metric == "accuracy" else f"({_name(criteria.metric)})"
+        text = f"{_percent(value)} {what} on {n} samples, the floor is {_percent(criteria.floor)}"
+        broken = not value >= criteria.floor  # so that NaN breaks it
+    gates = [_Gate("floor", Outcome.FAIL if broken else Outcome.PASS, text, numbers)]
+    if criteria.metric == "agreement":
+        gates.append(_agreement(scored, criteria))
+    return gates + _class_floors(run, criteria)
+
+
+def _agreement(scored: Sequence[Scored], criteria: Canary) -> _Gate:
+    """Outputs against those of the reference, where nobody knows the truth."""
+    n = len(scored)
+    same = sum(is_right("agreement", sample) for sample in scored)
+    low, _ = wilson(same, n, criteria.confidence)
+    worst = max((sample.values[1] for sample in scored if len(sample.values) > 1), default=0.0)
+    text = (
+        f"{same} of {n} outputs agree with the reference, at least {_percent(low)} of all would; wanted are "
+        f"{_percent(criteria.floor)}; the largest difference is {worst:.3g}"
+    )
+    numbers: dict[str, object] = {"same": same, "n": n, "lower": low, "wanted": criteria.floor, "worst": worst}
+    return _Gate("agreement", Outcome.PASS if low >= criteria.floor else Outcome.INSUFFICIENT, text, numbers)
+
+
+def _class_floors(run: ModelRun, criteria: Canary) -> list[_Gate]:
+    """Recall of each class that has a floor."""
+    if not criteria.class_floors:
+        return []
+    tallies: dict[int, list[int]] = {}
+    for sample in run.samples:
+        if sample.label is not None:
+            tally = tallies.setdefault(sample.label, [0, 0])
+            tally[0] += sample.scored.right
+            tally[1] += 1
+    floors = {
+        name: floor
+        for name in tallies
+        if (floor := criteria.class_floors.get(str(name), criteria.class_floors.get("*"))) is not None
+    }
+    gates = []
+    for name, floor in sorted(floors.items()):
+        right, n = tallies[name]
+        # Each class may break its floor by chance: one budget for all of them (Bonferroni).
+        most = upper_share(right, n, 1.0 - (1.0 - criteria.confidence) / len(floors))
+        text = f"class {name}: {right} of {n} right, so at most {_percent(most)}; its floor is {_percent(floor)}"
+        numbers: dict[str, object] = {"class": name, "right": right, "n": n, "upper": most, "floor": floor}
+        gates.append(_Gate("class-floor", Outcome.FAIL if most < floor else Outcome.PASS, text, numbers))
+    return gates
 
 
 def _not_worse(evidence: CanaryEvidence, criteria: Canary) -> list[_Gate]:
-    new, old = evidence.candidate, evidence.baseline
-    if old is None or not new.has_labels or not new.samples or len(new.samples) != len(old.samples):
+    if evidence.baseline is None or criteria.metric == "agreement":
         return []
-    n = len(new.samples)
-    pairs = list(zip(new.samples, old.samples, strict=True))
-    b = sum(ours.right and not theirs.right for ours, theirs in pairs)
-    c = sum(theirs.right and not ours.right for ours, theirs in pairs)
+    new = evidence.candidate.scored(criteria.metric)
+    old = evidence.baseline.scored(criteria.metric)
+    if not new or len(new) != len(old):
+        return []
+    if is_share(criteria.metric):
+        return [_compare_shares(new, old, criteria)]
+    return [_compare_values(new, old, criteria, evidence.candidate.digest)]
+
+
+def _compare_shares(new: Sequence[Scored], old: Sequence[Scored], criteria: Canary) -> _Gate:
+    n, metric = len(new), criteria.metric
+    pairs = [(is_right(metric, ours), is_right(metric, theirs)) for ours, theirs in zip(new, old, strict=True)]
+    b = sum(ours and not theirs for ours, theirs in pairs)
+    c = sum(theirs and not ours for ours, theirs in pairs)
     low = tango_lower(b, c, n, criteria.confidence)
     high = tango_upper(b, c, n, criteria.confidence)
+    mine, other = sum(ours for ours, _ in pairs) / n, sum(theirs for _, theirs in pairs) / n
+    prefix = "" if metric == "accuracy" else f"{_name(metric)}: "
     text = (
-        f"{_percent(new.right / n)} against {_percent(old.right / n)} on the same {n} samples; {_between(low, high)}, "
+        f"{prefix}{_percent(mine)} against {_percent(other)} on the same {n} samples; {_between(low, high)}, "
         f"allowed {criteria.margin * 100:.1f}"
     )
     numbers: dict[str, object] = {
         "n": n,
+        "metric": metric,
         "only_new": b,
         "only_old": c,
-        "accuracy_new": new.right / n,
-        "accuracy_old": old.right / n,
+        f"{metric}_new": mine,
+        f"{metric}_old": other,
         "lower": low,
         "upper": high,
         "margin": criteria.margin,
         "confidence": criteria.confidence,
     }
+    return _judged((low, high), criteria.margin, text, _missing(b, c, n, criteria), numbers)
+
+
+def _compare_values(new: Sequence[Scored], old: Sequence[Scored], criteria: Canary, seed: str) -> _Gate:
+    n, metric = len(new), criteria.metric
+    found = difference(metric, new, old, confidence=criteria.confidence, seed=seed)
+    if lower_is_better(metric):
+        text = (
+            f"{NAMES[metric]} {found.new:.4g} against {found.old:.4g} on the same {n} samples; "
+            f"{_between_errors(found.low, found.high)}, allowed {criteria.margin:.4g}"
+        )
+    else:
+        text = (
+            f"{_name(metric)}: {_percent(found.new)} against {_percent(found.old)} on the same {n} samples; "
+            f"{_between(found.low, found.high)}, allowed {criteria.margin * 100:.1f}"
+        )
+    numbers: dict[str, object] = {
+        "n": n,
+        "metric": metric,
+        f"{metric}_new": _plain(found.new),
+        f"{metric}_old": _plain(found.old),
+        "lower": _plain(found.low),
+        "upper": _plain(found.high),
+        "margin": criteria.margin,
+        "confidence": criteria.confidence,
+        "resamples": found.resamples,
+        "seed": seed,
+    }
+    if n < LEAST_SAMPLES:
+        few = f": {n} samples are too few for this metric's bounds, at least {LEAST_SAMPLES} are needed"
+        return _Gate("not-worse", Outcome.INSUFFICIENT, text + few, numbers)
+    missing = ": neither shown to keep the limit nor to break it; more samples would decide it"
+    return _judged((found.low, found.high), criteria.margin, text, missing, numbers)
+
+
+def _judged(low: float, high: float, criteria: Canary, text: str, missing: str, numbers: Mapping[str, object]) -> _Gate:
     if low > -criteria.margin:
-        return [_Gate("not-worse", Outcome.PASS, text, numbers)]
+        return _Gate("not-worse", Outcome.PASS, text, numbers)
     if high < -criteria.margin:
-        return [_Gate("not-worse", Outcome.FAIL, text, numbers)]
-    return [_Gate("not-worse", Outcome.INSUFFICIENT, text + _missing(b, c, n, criteria), numbers)]
+        return _Gate("not-worse", Outcome.FAIL, text, numbers)
+    return _Gate("not-worse", Outcome.INSUFFICIENT, text + missing, numbers)
 
 
 def _missing(b: int, c: int, n: int, criteria: Canary) -> str:
@@ -316,12 +432,13 @@ def _praise(gates: Sequence[_Gate], evidence: CanaryEvidence) -> str:
     found = {gate.name: gate.text for gate in gates}
     if "not-worse" in found:
         return found["not-worse"]
-    why = evidence.alone or "the samples have no labels"
-    return f"{found.get('floor', found['loads'])}; compared with nothing: {why}"
+    why = evidence.alone or ("there is a reference" if "agreement" in found else "the samples have no labels")
+    return f"{found.get('agreement', found.get('floor', found['loads']))}; compared with nothing: {why}"
 
 
-def _summary(run: ModelRun) -> dict[str, object]:
+def _summary(run: ModelRun, criteria: Canary) -> dict[str, object]:
     times = [sample.us for sample in run.samples]
+    scored = run.scored(criteria.metric) if is_share(criteria.metric) else []
     return {
         "digest": run.digest,
         "version": run.version,
@@ -329,7 +446,7 @@ def _summary(run: ModelRun) -> dict[str, object]:
         "delegate": run.delegate,
         "cage": run.cage,
         "n": len(run.samples),
-        "right": run.right if run.has_labels else None,
+        "right": sum(is_right(criteria.metric, sample) for sample in scored) if scored else None,
         "load_ms": run.load_ms,
         "warmup_ms": run.warmup_ms,
         "p50_us": _quantile(times, 0.50),
@@ -344,6 +461,24 @@ def _quantile(values: Sequence[float], q: float) -> float:
         return 0.0
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+def _plain(value: float) -> float | None:
+    """A number as JSON can hold it."""
+    return value if math.isfinite(value) else None
+
+
+def _name(metric: str) -> str:
+    return NAMES.get(metric, metric)
+
+
+def _between_errors(low: float, high: float) -> str:
+    """An interval of how much better an error is, in its unit: -0.3..-0.1 is "between 0.1 and 0.3 more"."""
+    if high <= 0.0:
+        return f"between {-high:.3g} and {-low:.3g} more"
+    if low >= 0.0:
+        return f"between {low:.3g} and {high:.3g} less"
+    return f"between {-low:.3g} more and {high:.3g} less"
 
 
 def _percent(share: float) -> str:

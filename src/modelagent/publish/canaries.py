@@ -7,7 +7,9 @@ device does with the samples (the canary judge does), and it never unpickles.
     supported(samples=100)      -> 0.0786..., the margin that 100 samples can speak for
 
 The rule is the paired non-inferiority sample size N >= (z_alpha + z_beta)^2 * discordance / margin^2 for equally
-good models: discordance is the share of samples on which exactly one of the two is right.
+good models: discordance is the share of samples on which exactly one of the two is right. It is asked of every metric
+that is a share or a mean of shares; errors (mae, rmse) have no such scale and need what the bootstrap needs, and
+agreement with a reference needs as many samples as can show the wanted share at all.
 """
 
 import io
@@ -20,10 +22,12 @@ from typing import Final
 import numpy as np
 
 from modelagent.errors import UsageError
+from modelagent.judges.metrics import LEAST_SAMPLES, is_share, lower_is_better, wilson
 from modelagent.manifest import Manifest
 
 DISCORDANCE: Final = 0.10
 POWER: Final = 0.80
+_BY_VALUE: Final = ("agreement", "mean-iou", "mae", "rmse")  # whose truth is no class but an array or a number
 MAX_UNPACKED: Final = 2**30  # bytes; a canary set that unpacks to more is a mistake or a bomb
 
 
@@ -46,6 +50,20 @@ def supported(
 def shortfall(manifest: Manifest) -> str:
     """Why the canary set is too small for its margin, or an empty text."""
     canary = manifest.canary
+    if canary.metric == "agreement":
+        can_show, _ = wilson(canary.samples, canary.samples, canary.confidence)
+        if can_show >= canary.floor:
+            return ""
+        return (
+            f"{canary.samples} canary samples that all agree show an agreement of {can_show:.3f}, not of the "
+            f"{canary.floor:.3f} that the floor asks for ({canary.confidence:.0%} confidence)"
+        )
+    if not is_share(canary.metric) and canary.samples < LEAST_SAMPLES:
+        return (
+            f"{canary.samples} canary samples are too few for the metric {canary.metric}, which takes {LEAST_SAMPLES}"
+        )
+    if lower_is_better(canary.metric):
+        return ""
     least = needed(canary.margin, confidence=canary.confidence)
     if canary.samples >= least:
         return ""
@@ -71,7 +89,7 @@ def count_samples(data: Path | bytes) -> int:
 
 
 def check_file(manifest: Manifest, data: Path | bytes, *, what: str = "canary") -> None:
-    """Check that an .npz holds what the manifest promises: one `input_<i>` an input, and labels.
+    """Check that an .npz holds what the manifest promises: one `input_<i>` an input, and labels or a reference.
 
     Args:
         manifest: the promise.
@@ -83,7 +101,9 @@ def check_file(manifest: Manifest, data: Path | bytes, *, what: str = "canary") 
     """
     shapes = _shapes(data)
     names = [f"input_{index}" for index in range(len(manifest.inputs))]
-    expected = set(names) | ({"labels"} if what == "canary" else set())
+    metric = manifest.canary.metric
+    truth = "reference" if metric == "agreement" else "labels"
+    expected = set(names) | ({truth} if what == "canary" else set())
     if set(shapes) != expected:
         raise _bad(what, "arrays", ", ".join(sorted(shapes)) or "none", ", ".join(sorted(expected)))
     counts = {shape[0] if shape else 0 for shape, _ in shapes.values()}
@@ -100,7 +120,7 @@ def check_file(manifest: Manifest, data: Path | bytes, *, what: str = "canary") 
             size is not None and size != got for size, got in zip(wanted, shape[1:], strict=True)
         ):
             raise _bad(what, f"{name}.shape", list(shape), f"samples x {list(wanted)}")
-    if what == "canary":
+    if what == "canary" and metric not in _BY_VALUE:
         shape, dtype = shapes["labels"]
         if dtype != "int64" or len(shape) != 1:
             raise _bad(what, "labels", f"{dtype} {list(shape)}", "int64, one a sample")

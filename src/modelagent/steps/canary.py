@@ -41,6 +41,7 @@ _PACKET: Final = 64 * 1024  # bytes, the protocol's largest answer
 _TICK_S: Final = 0.05  # how often memory and `abandoned` are looked at while a worker is busy
 _OUTPUT: Final = 16 * 1024  # bytes of a worker's output that are kept for the reason
 _BATCH: Final = 16  # samples before it is the other model's turn
+_VALUES: Final = 3 * 64  # numbers that a metric may need of one sample: three a class
 _START_S: Final = 60.0  # imports on a slow card without compiled files
 _SHORT_S: Final = 60.0  # a command that only hashes or counts
 _STARVED: Final = 0.5  # share of the time limit spent waiting for a processor, above which the device is to blame
@@ -412,9 +413,9 @@ class _Session:
         raise _Ended(Problem(code[:40], reason[:2000], doing))
 
     def _sample(self, index: int, row: object, doing: str) -> Sample:
-        if not isinstance(row, list) or len(row) != 7:
+        if not isinstance(row, list) or len(row) != 8:
             self._nonsense("a row that is none", doing)
-        found, us, finite, prediction, label, score, confidence = row
+        found, us, finite, prediction, label, score, confidence, values = row
         good = (
             _whole(found)
             and found == index
@@ -425,10 +426,14 @@ class _Session:
             and (label is None or _whole(label))
             and _real(score)
             and _real(confidence)
+            and isinstance(values, list)
+            and len(values) <= _VALUES
+            and all(_real(value) for value in values)
         )
         if not good:
             self._nonsense(f"a row that is none for sample {index}", doing)
-        return Sample(index, float(us), finite, prediction, label, float(score), float(confidence))
+        known = tuple(float(value) for value in values)
+        return Sample(index, float(us), finite, prediction, label, float(score), float(confidence), known)
 
     def _number(self, answer: Mapping[str, Any], name: str, doing: str) -> float:
         value = answer.get(name)
