@@ -28,11 +28,11 @@ from modelagent.inputs.ledger import Ledger
 
 VIEWS: Final = ("status", "history", "explain")  # change nothing, answered at once
 STEERING: Final = tuple(verb for verb in Verb.ALL if verb != Verb.CONFIG)
-OTHERS: Final = ("label", "reload")
+OTHERS: Final = ("label", "reload", "install")
 WATCH: Final = "watch"  # status and every event from now on; where the caller can be told
 VERBS: Final = (*VIEWS, WATCH, *STEERING, *OTHERS)
 FINAL: Final = ("refused", "done", "failed")  # no further answer follows one of these
-_NEEDS_ARGUMENT: Final = (Verb.PIN, Verb.LIFT, Verb.BLOCK)
+_NEEDS_ARGUMENT: Final = (Verb.PIN, Verb.LIFT, Verb.BLOCK, "install")
 _KEYS: Final = ("id", "verb", "model", "argument", "expires", "labels")
 _ID: Final = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 _MODEL: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -112,7 +112,7 @@ def parse_request(data: bytes, *, origin: str, limit: int) -> Request:
     if not isinstance(argument, str) or len(argument) > _ARGUMENT_MAX or not argument.isprintable():
         raise refuse(f"argument: found {_short(argument)}; allowed: printable text, at most {_ARGUMENT_MAX} characters")
     if verb in _NEEDS_ARGUMENT and not argument:
-        raise refuse(f"argument: the verb {verb} needs one: a version or a digest")
+        raise refuse(f"argument: the verb {verb} needs one: a version, a digest or a path")
     labels: tuple[Label, ...] = ()
     if verb == "label":
         try:
