@@ -101,7 +101,9 @@ def lie(control: socket.socket, mode: str) -> None:
             answer: dict[str, object] = {"ok": True, "count": 400, "has_labels": True}
         elif command["do"] == "run":
             label = "3" if mode == "wrong-type" else 3
-            rows = [[i, 1.0, True, 3, label, 1.0, 1.0, []] for i in range(command["start"], command["stop"])]
+            rows: list[list[object]] = [
+                [i, 1.0, True, 3, label, 1.0, 1.0, []] for i in range(command["start"], command["stop"])
+            ]
             answer = {"ok": True, "rows": rows[:-1] if mode == "short" else rows}
         else:
             answer = {"ok": True, "peak_kb": 1, "rss_kb": 1}

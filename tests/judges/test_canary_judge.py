@@ -1,5 +1,6 @@
 """The canary's judge on made-up evidence: gates, their order, their words."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -168,7 +169,9 @@ def test_a_wider_margin_never_turns_a_pass_away(only_new: int, only_old: int, ma
     assert order[wide] >= order[narrow]
 
 
-def scored(metric: str, values: list[tuple[float, ...]], labels: list[int | None], version: str = "2") -> ModelRun:
+def scored(
+    metric: str, values: Sequence[tuple[float, ...]], labels: Sequence[int | None], version: str = "2"
+) -> ModelRun:
     samples = tuple(
         Sample(index, 1000.0, True, label, label, 0.9, 0.9, numbers)
         for index, (numbers, label) in enumerate(zip(values, labels, strict=True))

@@ -77,7 +77,8 @@ def test_a_set_without_truth_gives_no_metric(metric: str) -> None:
 def test_a_set_may_hold_targets_masks_or_a_reference(tmp_path: Path) -> None:
     inputs = np.zeros((3, 4), np.float32)
     for name, truth in (("labels", np.arange(3.0)), ("labels", np.ones((3, 2, 2), int)), ("reference", np.eye(3))):
-        np.savez(tmp_path / "s.npz", input_0=inputs, **{name: truth})
+        arrays: dict[str, Any] = {"input_0": inputs, name: truth}
+        np.savez(tmp_path / "s.npz", **arrays)
         with Samples(tmp_path / "s.npz", 1) as samples:
             assert samples.label(2) is None
             assert len(samples.read(2)) == 1

@@ -357,10 +357,13 @@ def _compare_values(new: Sequence[Scored], old: Sequence[Scored], criteria: Cana
     return _judged((found.low, found.high), criteria.margin, text, missing, numbers)
 
 
-def _judged(low: float, high: float, criteria: Canary, text: str, missing: str, numbers: Mapping[str, object]) -> _Gate:
-    if low > -criteria.margin:
+def _judged(
+    bounds: tuple[float, float], margin: float, text: str, missing: str, numbers: Mapping[str, object]
+) -> _Gate:
+    low, high = bounds
+    if low > -margin:
         return _Gate("not-worse", Outcome.PASS, text, numbers)
-    if high < -criteria.margin:
+    if high < -margin:
         return _Gate("not-worse", Outcome.FAIL, text, numbers)
     return _Gate("not-worse", Outcome.INSUFFICIENT, text + missing, numbers)
 
