@@ -359,7 +359,6 @@ def staged_elapsed(x: Scene) -> Phase:
             x.state.desired.pin is not None
             or x.state.desired.hold is not None
             or offer is None
-            or offer.digest == x.state.current
             or not _on_the_way(x, candidate, offer)
         ):
             return x.put_aside(choice.reason)
