@@ -24,7 +24,7 @@ from modelagent.build.data import Samples
 from modelagent.build.pipeline import Outcome
 from modelagent.cli import EXIT_CODES, REFUSED, Frame
 from modelagent.cli.build import plan_of, run, show
-from modelagent.cli.repo import answer, open_repository, places, wave_of
+from modelagent.cli.repo import answer, deltas_option, deltas_told, open_repository, places, wave_of
 from modelagent.errors import UsageError
 from modelagent.publish import canaries
 from modelagent.publish.repository import Repository
@@ -50,6 +50,7 @@ _WARM_UP: Final = 4  # samples
 @click.option("--accept-small-canary", is_flag=True, help="Publish although the canary set is too small; it says so.")
 @click.option("--accept-worse", is_flag=True, help="Do not hold it against the parent; devices still do.")
 @click.option("--new-model", is_flag=True, help="Let this repository publish this model from now on.")
+@deltas_option
 @click.option("--dry-run", is_flag=True, help="Build and check everything, keys included; publish nothing.")
 @click.option("--data", "dataset", help="Samples, as for `build`; wins over the plan.")
 @click.option("--variant", "variants", multiple=True, metavar="NAME=STEPS", help="As for `build`; wins over the plan.")
@@ -104,7 +105,11 @@ def release(
         waves=begin,
         accept_small_canary=typed["accept_small_canary"],
         new_model=typed["new_model"],
+        deltas_from=typed["deltas_from"],
         dry_run=typed["dry_run"],
+    )
+    deltas, saved = (
+        ([], "") if typed["dry_run"] else deltas_told(repository, made.model, version, made.model_file.length)
     )
     if not frame.json:
         show(outcome, out)
@@ -112,6 +117,7 @@ def release(
     where = f", named by {channel}" if channel else ", named by no channel yet"
     lines = [
         f"{made.model} {made.version}: release {made.number}, {made.release.size} bytes, {made.digest}{where}",
+        *saved.splitlines(),
         *(["dry run: nothing was published"] if typed["dry_run"] else []),
         *([f"signatures that end soon: {', '.join(soon)}; see `modelagent repo status`"] if soon else []),
     ]
@@ -127,6 +133,7 @@ def release(
             "variant": outcome.chosen.name,
             "channel": channel,
             "canary_samples": made.canary.samples,
+            "deltas": deltas,
             "expiring": soon,
         },
         "\n".join(lines),

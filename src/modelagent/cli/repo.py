@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import click
 
+from modelagent import manifest
 from modelagent.cli import EXIT_CODES, FAILED, Frame, json_option
 from modelagent.errors import UsageError
 from modelagent.publish import canaries, contract
@@ -58,6 +59,33 @@ def places(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+deltas_option: Final = click.option(
+    "--deltas",
+    "deltas_from",
+    type=click.IntRange(0, 20),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Make deltas from the last N releases, so that devices fetch less; 0 makes none.",
+)
+
+
+def deltas_told(repository: Repository, model: str, version: str, length: int) -> tuple[list[dict[str, Any]], str]:
+    """The deltas that a release lists: for --json, and as lines for a person."""
+    versions = {
+        manifest.parse(repository.manifest_bytes(model, known)).model_file.sha256: known
+        for known, _, _ in repository.releases(model)
+    }
+    rows: list[dict[str, Any]] = []
+    lines = []
+    for item in repository.deltas(model, version):
+        start = None if item.base is None else versions.get(item.base, item.base)
+        rows.append({"from": start, "bytes": item.length})
+        what = "compressed" if start is None else f"from {start}"
+        lines.append(f"  {what}: {item.length} bytes, {100 * item.length / length:.1f} % of the model\n")
+    return rows, "".join(lines)
 
 
 def open_repository(directory: Path, keys_dir: Path, passphrase_file: Path | None) -> Repository:
@@ -279,6 +307,7 @@ def _contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--version", required=True, help="The version's name; never used twice.")
 @click.option("--accept-small-canary", is_flag=True, help="Publish although the canary set is too small; it says so.")
 @click.option("--new-model", is_flag=True, help="Let this repository publish this model from now on.")
+@deltas_option
 @click.argument("tflite", metavar="MODEL.tflite", type=_FILE)
 @click.pass_obj
 def add(
@@ -291,6 +320,7 @@ def add(
     passphrase_file: Path | None,
     accept_small_canary: bool,
     new_model: bool,
+    deltas_from: int,
     **options: Any,
 ) -> None:
     """Sign and publish MODEL.tflite as a release. No channel names it yet.
@@ -301,7 +331,10 @@ def add(
     """
     repository = open_repository(directory, keys_dir, passphrase_file)
     document, files = _document(repository, tflite, options)
-    release = repository.add(document, files, accept_small_canary=accept_small_canary, new_model=new_model)
+    release = repository.add(
+        document, files, accept_small_canary=accept_small_canary, new_model=new_model, deltas_from=deltas_from
+    )
+    deltas, lines = deltas_told(repository, release.model, release.version, release.model_file.length)
     answer(
         frame,
         {
@@ -311,8 +344,10 @@ def add(
             "digest": release.digest,
             "bytes": release.release.size,
             "card": dict(release.card),
+            "deltas": deltas,
         },
         f"{release.model} {release.version}: release {release.number}, {release.release.size} bytes, {release.digest}\n"
+        f"{lines}"
         f"next: modelagent repo channel {release.model} stable {release.version}",
     )
 

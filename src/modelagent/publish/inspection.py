@@ -21,6 +21,7 @@ from modelagent.publish.repository import Repository
 from modelagent.sources.directory import DirectorySource
 from modelagent.steps import channel as form
 from modelagent.steps.acquire import Acquirer
+from modelagent.steps.delta import listed
 from modelagent.steps.metadata import View
 
 
@@ -95,6 +96,10 @@ def _walk(
             for ref in manifest.parse(data).files:
                 if reason := _file_fault(repository.directory / "files" / ref.sha256, ref):
                     found.errors.append(f"{model} {version}: {ref.role} file: {reason}")
+            for item in listed(view.custom(form.manifest_path(model, version))):
+                ref = manifest.FileRef("delta", item.sha256, item.length)
+                if reason := _file_fault(repository.directory / "files" / ref.sha256, ref):
+                    found.errors.append(f"{model} {version}: delta: {reason}")
             found.checked.append(f"{model} {version}")
         except AgentError as error:
             found.errors.append(f"{model} {version}: {error.message} ({error.code})")

@@ -24,11 +24,12 @@ from tuf.api.metadata import Delegations, Metadata, MetaFile, Root, Targets
 
 from modelagent import durable, manifest
 from modelagent.errors import ModelError, UsageError
-from modelagent.publish import canaries, channels, rotation
+from modelagent.publish import canaries, channels, deltas, rotation
 from modelagent.publish.keys import ROLES, KeyRing, Passphrase, close_directory, no_passphrase
 from modelagent.publish.ledger import CHANNELS, EMPTY, SETTINGS, Ledger, Lifetimes, delegated, model_role
 from modelagent.publish.serve import Server
 from modelagent.steps import channel as form
+from modelagent.steps.delta import Listed, listed
 
 __all__ = ["KeyRing", "Lifetimes", "Repository"]
 
@@ -118,6 +119,7 @@ class Repository:
         *,
         accept_small_canary: bool = False,
         new_model: bool = False,
+        deltas_from: int = 0,
     ) -> manifest.Manifest:
         """Sign and publish a release. No channel names it yet.
 
@@ -126,6 +128,7 @@ class Repository:
             files: role -> the file or its bytes; `model` at least.
             accept_small_canary: publish although the canary set cannot speak for its margin; the card says so.
             new_model: delegate to a model that the repository does not know yet (takes the targets key).
+            deltas_from: how many of the releases before it get a delta to it.
 
         Returns:
             The manifest as signed.
@@ -134,7 +137,13 @@ class Repository:
             UsageError: `unknown-model`, `duplicate-version`, `number`, `small-canary`, `canary-file`, `manifest`, ...
                 No release was published.
         """
-        return self.release(document, files, accept_small_canary=accept_small_canary, new_model=new_model)
+        return self.release(
+            document,
+            files,
+            accept_small_canary=accept_small_canary,
+            new_model=new_model,
+            deltas_from=deltas_from,
+        )
 
     def release(
         self,
@@ -145,6 +154,7 @@ class Repository:
         waves: Sequence[tuple[datetime, float]] = (),
         accept_small_canary: bool = False,
         new_model: bool = False,
+        deltas_from: int = 0,
         dry_run: bool = False,
     ) -> manifest.Manifest:
         """Publish a release and let a channel name it, in one step: readers see both or neither.
@@ -156,6 +166,7 @@ class Repository:
             waves: as for `channel`.
             accept_small_canary: as for `add`.
             new_model: as for `add`.
+            deltas_from: as for `add`.
             dry_run: check everything, keys included, and write nothing.
 
         Returns:
@@ -194,13 +205,30 @@ class Repository:
                 return made
             for item in contents.values():
                 item.store(self.directory / "files")
+            offers = []
+            if deltas_from:
+                offers = deltas.make(self._bases(model, targets.signed, deltas_from), contents["model"].read())
+            for offer in offers:
+                durable.write_atomic(self.directory / "files" / str(offer.entry["sha256"]), offer.data, mode=0o644)
             entry = self.ledger.store_target(path, data)
-            entry.unrecognized_fields["custom"] = {"number": made.number, "floor": made.floor}
+            custom: dict[str, Any] = {"number": made.number, "floor": made.floor}
+            if offers:
+                custom["deltas"] = [dict(offer.entry) for offer in offers]
+            entry.unrecognized_fields["custom"] = custom
             targets.signed.targets[path] = entry
             for place, text in said.items():
                 changed[CHANNELS].signed.targets[place] = self.ledger.store_target(place, text)
             self.ledger.publish(changed)
             return made
+
+    def _bases(self, model: str, targets: Targets, count: int) -> list[tuple[str, Path]]:
+        """Version and model file of the newest `count` releases."""
+        found = []
+        for path, entry in targets.targets.items():
+            release = manifest.parse(self.ledger.target_file(path, entry.hashes["sha256"]).read_bytes())
+            if release.model == model:
+                found.append((release.number, release.version, self.directory / "files" / release.model_file.sha256))
+        return [(version, file) for _, version, file in sorted(found)[-count:]]
 
     def _complete(
         self, draft: dict[str, Any], contents: Mapping[str, "_Content"], targets: Targets, *, accept_small_canary: bool
@@ -414,6 +442,11 @@ class Repository:
             )
         return data
 
+    def deltas(self, model: str, version: str) -> list[Listed]:
+        """The deltas that a published release lists, smallest first."""
+        entry = self.ledger.load_targets(model_role(model)).signed.targets.get(form.manifest_path(model, version))
+        return [] if entry is None else listed(entry.custom or {})
+
     def named_files(self) -> set[Path]:
         """Every file that the present metadata names; all roots count, because old devices walk through them."""
         ledger = self.ledger
@@ -428,6 +461,7 @@ class Repository:
                 if path.startswith("models/"):
                     refs = manifest.parse(place.read_bytes()).files
                     named |= {self.directory / "files" / ref.sha256 for ref in refs}
+                    named |= {self.directory / "files" / item.sha256 for item in listed(entry.custom or {})}
         return named
 
     def expiries(self) -> dict[str, tuple[datetime, bool]]:
@@ -485,11 +519,14 @@ class _Content:
         if self.length == 0:
             raise UsageError(f"{role} file: it is empty; name the right file", code="file")
 
-    def store(self, directory: Path) -> None:
+    def read(self) -> bytes:
         data = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise UsageError(f"{self.content!s}: it changed while it was published; run the command again", code="file")
-        durable.write_atomic(directory / self.sha256, data, mode=0o644)
+        return data
+
+    def store(self, directory: Path) -> None:
+        durable.write_atomic(directory / self.sha256, self.read(), mode=0o644)
 
 
 def _checked(

@@ -40,6 +40,12 @@ _log = logging.getLogger("modelagent.updater")
 _POLL: Final = 0.2  # seconds between two looks at whether a waiting transfer is still wanted
 _DIGEST_LENGTH: Final = 64  # characters
 _UNTOLD_MAX: Final = 20
+_NOT_NOW: Final = ("abandoned", "byte-budget")
+_NO_DELTA: Final = (
+    "delta",
+    "not-found",
+    "refused",
+)  # faults of a delta; any other SourceError is the link's: go on later
 
 
 class Delta(Protocol):
@@ -63,7 +69,12 @@ class Delta(Protocol):
             abandoned: asked often; True ends the work.
 
         Returns:
-            Whether the file was made. False, and every AgentError but `abandoned`, means: fetch it in full.
+            Whether the file was made. False means: fetch it in full.
+
+        Raises:
+            SourceError: `delta`, `not-found` or `refused`: fetch it in full. Another code: the link failed while a
+                delta came; what came is kept, and the whole is tried again later.
+            DeviceError: `abandoned`, `byte-budget`: not now. Another code, and TrustError: fetch it in full.
         """
 
 
@@ -292,7 +303,7 @@ class Acquirer:
                 durable.rename(place, self._incoming / ref.sha256)
                 return True
         except AgentError as error:
-            if error.code == "abandoned":
+            if error.code in _NOT_NOW or (isinstance(error, SourceError) and error.code not in _NO_DELTA):
                 raise
             self._remember(error)
             return False

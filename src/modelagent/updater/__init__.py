@@ -40,6 +40,7 @@ from modelagent.inputs.mqtt import Session
 from modelagent.notify import notify
 from modelagent.policies import Facts
 from modelagent.sinks import Sink, Sinks
+from modelagent.sinks.journal import JournalSink
 from modelagent.sinks.log import LogSink
 from modelagent.sinks.mqtt import BrokerSink
 from modelagent.sources import Source
@@ -47,6 +48,7 @@ from modelagent.sources.directory import DirectorySource
 from modelagent.sources.http import HttpSource
 from modelagent.steps.acquire import Acquirer, check_suitable
 from modelagent.steps.canary import CanaryRunner
+from modelagent.steps.delta import Rebuilder
 from modelagent.steps.journal import Journal, read_history
 from modelagent.steps.slots import SlotStore
 from modelagent.updater.answers import Answerer
@@ -165,7 +167,7 @@ class Updater:
         self.answerer = Answerer(settings, self._facts, offline=models is not None)
         self.session: Session | None = None
         self.desk = Desk(submit=self._submit, view=self._view, now=time.time)
-        sinks: list[Sink] = [LogSink()]
+        sinks: list[Sink] = [JournalSink() if JournalSink.here() else LogSink()]
         self._broker: BrokerSink | None = None
         if settings.mqtt.host and models is None:
             self.session = Session(
@@ -188,6 +190,7 @@ class Updater:
                 time.time,
                 reserve=settings.limits.disk_reserve_mb * 2**20,
                 suits=lambda manifest: check_suitable(manifest, settings.device.hardware, runtime.split()[-1]),
+                delta=Rebuilder(paths.state_dir),
             ),
             sinks=Sinks(sinks),
             runtime=runtime,
