@@ -176,6 +176,30 @@ def test_what_one_channel_withdraws_stays_withdrawn_in_another() -> None:
     assert device.states["m"].withdrawn == {}
 
 
+# ---- who wanted what, in history ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verb", "argument"),
+    [
+        (Verb.CONFIRM, ""),
+        (Verb.SET_CHANNEL, "beta"),
+        (Verb.PIN, "1.2.0"),
+        (Verb.UNPIN, ""),
+        (Verb.HOLD, "audit"),
+        (Verb.RESUME, ""),
+        (Verb.UPDATE, ""),
+        (Verb.BLOCK, THREE.digest),
+        (Verb.ROLLBACK, "wrong"),
+    ],
+)
+def test_a_command_that_changes_something_leaves_its_origin_and_id(verb: str, argument: str) -> None:
+    device = on_probation()
+    device.command("m", verb, argument, name="who-1")
+    found = [note for _, note in device.notes if note.evidence.get("id") == "who-1"]
+    assert [note.origin for note in found] == ["cli"]
+
+
 # ---- both, with everything else ----------------------------------------------------------------------------------
 
 MOVES = st.lists(

@@ -158,6 +158,7 @@ def switched_revert_wanted(x: Scene) -> Phase:
             x.reply(event.id, "refused", f"no other confirmed, unblocked version than {candidate.version} is on disk")
             return x.state.phase
         x.reply(event.id, "accepted", f"going back to {version(x.state, target)} once the switch is made")
+        x.note("command", rolled_back(event), origin=event.origin, evidence={"id": event.id})
         x.block(candidate.digest, Cause.OPERATOR, rolled_back(event))
         return x.state.phase
     return operator_rollback(x, event)

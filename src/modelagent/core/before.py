@@ -112,6 +112,7 @@ def operator_rollback(x: Scene, event: RevertWanted) -> Phase:
         return x.state.phase
     why = rolled_back(event)
     x.reply(event.id, "accepted", f"going back to {version(x.state, target)}")
+    x.note("command", why, origin=event.origin, evidence={"id": event.id})
     x.block(current, Cause.OPERATOR, why)
     return x.leave(why, unconfirm=False)
 

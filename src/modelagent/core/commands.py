@@ -34,6 +34,11 @@ def accept(x: Scene) -> bool:
     return True
 
 
+def told(x: Scene, event: Wanted | RevertWanted, kind: str, text: str, *, release: Release | None = None) -> None:
+    """One line of history with who wanted it and the command's id."""
+    x.note(kind, text, release=release, origin=event.origin, evidence={"id": event.id})
+
+
 def known_release(state: State, name: str) -> Release | None:
     """The release of that version or digest, if this device has met it."""
     known = [s.release for s in state.slots]
@@ -61,9 +66,7 @@ def _check(x: Scene, event: Wanted) -> str:
 def _update(x: Scene, event: Wanted) -> str:
     _ask(x)
     x.set(desired=replace(x.state.desired, now=True))
-    x.note(
-        "command", f"update now, by {event.origin}: windows and waves are lifted, gates are not", origin=event.origin
-    )
+    told(x, event, "command", f"update now, by {event.origin}: windows and waves are lifted, gates are not")
     x.reply(event.id, "accepted", "a check is made now; windows and waves are lifted, gates are not")
     return ""
 
@@ -91,7 +94,7 @@ def _pin(x: Scene, event: Wanted) -> str:
     pinned = release if release is not None else None
     x.set(desired=replace(x.state.desired, pin=Pin(name, event.origin, event.id), pinned=pinned))
     _ask(x, anew=True)
-    x.note("pinned", f"to {name} by {event.origin}", origin=event.origin)
+    told(x, event, "pinned", f"to {name} by {event.origin}")
     x.reply(event.id, "accepted", f"pinned to {name}")
     return ""
 
@@ -100,14 +103,14 @@ def _unpin(x: Scene, event: Wanted) -> str:
     if x.state.desired.wish.pin and event.origin != "config":
         return f"the settings pin {x.state.desired.wish.pin}; remove `pin` there"
     x.set(desired=replace(x.state.desired, pin=None, pinned=None))
-    x.note("unpinned", f"by {event.origin}", origin=event.origin)
+    told(x, event, "unpinned", f"by {event.origin}")
     x.reply(event.id, "done", "unpinned")
     return ""
 
 
 def _hold(x: Scene, event: Wanted) -> str:
     x.set(desired=replace(x.state.desired, hold=Hold(event.origin, event.id, event.argument)))
-    x.note("held", f"by {event.origin}: {event.argument}", origin=event.origin)
+    told(x, event, "held", f"by {event.origin}: {event.argument}")
     x.reply(event.id, "done", "on hold: nothing new is activated; going back stays possible")
     return ""
 
@@ -116,7 +119,7 @@ def _resume(x: Scene, event: Wanted) -> str:
     if x.state.desired.wish.hold and event.origin != "config":
         return "the settings say hold = true; change them there"
     x.set(desired=replace(x.state.desired, hold=None))
-    x.note("resumed", f"by {event.origin}", origin=event.origin)
+    told(x, event, "resumed", f"by {event.origin}")
     x.reply(event.id, "done", "resumed")
     return ""
 
@@ -140,7 +143,7 @@ def _lift(x: Scene, event: Wanted) -> str:
         postponed={d: p for d, p in x.state.postponed.items() if d != digest and d not in mine},
         declined=tuple(m for m in x.state.declined if m.digest != digest and m.digest not in mine),
     )
-    x.note("lifted", f"{name} by {event.origin}", origin=event.origin)
+    told(x, event, "lifted", f"{name} by {event.origin}")
     x.reply(event.id, "done", f"{name} is no longer blocked")
     return ""
 
@@ -159,6 +162,7 @@ def _block(x: Scene, event: Wanted) -> str:
         return f"{name} is blocked already"
     if (here := slot(x.state, digest)) is not None and here.confirmed:
         x.note("blocked", f"{name} is confirmed here and is no longer gone back to", digest=digest)
+    told(x, event, "command", f"block {name}, by {event.origin}")
     x.block(digest, Cause.OPERATOR, f"by {event.origin}")
     x.reply(event.id, "done", f"{name} is blocked until lifted or pinned")
     return ""
@@ -176,7 +180,7 @@ def _confirm(x: Scene, event: Wanted) -> str:
     if doing is None:
         x.set(timer=None)
         x.order("confirm", effects.Confirm(x.state.model, x.new_id(), release))
-    x.note("command", f"{release.version} is confirmed early, by {event.origin}", release=release, origin=event.origin)
+    told(x, event, "command", f"{release.version} is confirmed early, by {event.origin}", release=release)
     x.reply(event.id, "accepted", f"{release.version} is being confirmed")
     return ""
 
@@ -195,7 +199,7 @@ def _set_channel(x: Scene, event: Wanted) -> str:
     following = None if own else Following(name, event.origin, event.id, kept)
     x.set(desired=replace(desired, following=following, offer=None, waves=(), now=False))
     _ask(x, anew=True)
-    x.note("channel", f"{name}, by {event.origin}" + (", as the settings say" if own else ""), origin=event.origin)
+    told(x, event, "channel", f"{name}, by {event.origin}" + (", as the settings say" if own else ""))
     later = f"; the pin to {desired.pin.version} goes before it" if desired.pin is not None else ""
     x.reply(event.id, "accepted", f"the channel {name} is followed{later}")
     return ""
@@ -218,7 +222,7 @@ def _config(x: Scene, event: Wanted) -> str:
         x.set(desired=replace(x.state.desired, offer=None, following=None))
     if new != old:
         _ask(x, anew=new.channel != old.channel or new.pin != old.pin)
-        x.note("settings", "a changed settings file is in force", origin="config")
+        told(x, event, "settings", "a changed settings file is in force")
     x.reply(event.id, "done", "settings in force")
     return ""
 
