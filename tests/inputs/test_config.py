@@ -58,7 +58,7 @@ BAD = [
     ("[models.digits.source]\nfps = true", "models.digits.source.fps", ["found true", "a number"]),
     ("[models.digits.source]\nqueue = 1.5", "models.digits.source.queue", ["found 1.5", "a whole number"]),
     ("[models.digits.source]\nqueue = 0", "models.digits.source.queue", ["found 0", "at least 1"]),
-    ("[models.digits.source]\nkind = 'camera'", "models.digits.source.kind", ["found 'camera'", '"none" or "replay"']),
+    ("[models.digits.source]\nkind = 'tape'", "models.digits.source.kind", ["found 'tape'", '"none", "replay"']),
     ("[models.digits.source]\nkind = 'replay'", "models.digits.source", ['kind = "replay" needs path']),
     ("[models.digits.source]\npath = 'a.npz'", "models.digits.source.path", ["found 'a.npz'", "absolute path"]),
     ("[models.digits.source]\noverflow = 'wait'", "models.digits.source.overflow", ['"drop-oldest" or "block"']),

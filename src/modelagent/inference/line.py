@@ -39,8 +39,6 @@ _log = logging.getLogger(__name__)
 
 _SOURCE_PAUSE = 1.0  # seconds before a broken source is tried again, doubling to a minute
 _PATIENCE = 10.0  # seconds beyond the longest inference before a frame counts as overdue
-_SILENCE = 30.0  # seconds without a frame from a source that states a rate, at least
-_MISSED = 100  # frames that such a source may be late by
 
 
 class Line:
@@ -75,6 +73,8 @@ class Line:
             outlets.append(Outlet(JsonlSink(options.keep_dir / "results.jsonl", max_bytes=options.max_bytes)))
         self.records = Records(options.name, epoch, outlets, recent=options.recent, horizon=options.label_horizon)
         self.buffer = FrameBuffer(options.queue, options.overflow, self._dropped)
+        if self._source is not None:
+            self._source.lose = self.buffer.lose
         self._events: queue.SimpleQueue[Event | Worker] = queue.SimpleQueue()
         self.shadow = Shadow(share=options.shadow_share, ring=options.shadow_ring, died=self._post)
         self.server = Server(options.name, self.buffer, self.records, self.shadow, self._post)
@@ -140,9 +140,9 @@ class Line:
 
     def _source_overdue(self, now: float) -> bool:
         source, since = self._source, self._delivered
-        if source is None or not source.rate_fps or since is None or len(self.buffer):
+        if source is None or since is None or len(self.buffer):
             return False
-        return now - since >= max(_SILENCE, _MISSED / source.rate_fps)
+        return now - since >= source.patience
 
     def describe(self) -> str:
         """What runs, or why nothing does, in a few words."""
@@ -255,6 +255,7 @@ class Line:
                 "capacity": self.buffer.capacity,
                 "dropped": self.buffer.dropped,
                 "received": self.buffer.received,
+                "also": dict(self._source.counts) if self._source is not None else {},
             },
             "results": {
                 "written": sum(outlet.written for outlet in self.records.outlets),

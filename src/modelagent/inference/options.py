@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelagent.inference.frames import SourceOptions
-from modelagent.inputs.schema import Settings
+from modelagent.inputs.schema import Settings, Source
 
 WORKER = (sys.executable, "-m", "modelagent.inference.worker")
 
@@ -42,6 +42,29 @@ class ModelOptions:
     worker_argv: tuple[str, ...] = WORKER
 
 
+def _source_options(settings: Settings, name: str, source: Source) -> SourceOptions:
+    return SourceOptions(
+        kind=source.kind,
+        path=source.path,
+        url=source.url,
+        fps=source.fps,
+        loop=source.loop,
+        queue=source.queue,
+        overflow=source.overflow,
+        shape=source.shape,
+        dtype=source.dtype,
+        max_bytes=source.max_mb << 20,
+        after=source.after,
+        done_dir=source.done_dir,
+        listen=source.listen,
+        answer_s=source.answer,
+        topic=source.topic,
+        stall_s=source.stall,
+        mqtt=settings.mqtt if source.kind == "mqtt" else None,
+        client=f"modelagent-{settings.device.id}-{name}-frames",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class LoopOptions:
     """The whole process. `lock` is held while it runs: two loops would fight over one health file."""
@@ -60,7 +83,7 @@ class LoopOptions:
                 labels_dir=paths.labels(name),
                 keep_dir=paths.inference_dir / name,
                 health=paths.health(name),
-                source=SourceOptions(model.source.kind, model.source.path, model.source.fps, model.source.loop),
+                source=_source_options(settings, name, model.source),
                 queue=model.source.queue,
                 overflow=model.source.overflow,
                 sqlite=model.results.sqlite,

@@ -96,9 +96,12 @@ class Records:
             decision.confidence,
             latency_us,
             "ok",
+            decision.detail,
         )
         for outlet in self.outlets:
             outlet.put(row)
+        if frame.answer is not None:
+            frame.answer(row)
         return name
 
     def lost(self, frame: Frame, digest: str, version: str, outcome: str) -> None:
@@ -117,6 +120,8 @@ class Records:
         row = Row(name, frame.id, time.time(), self._model, digest, version, None, "", None, None, outcome)
         for outlet in self.outlets:
             outlet.put(row)
+        if frame.answer is not None:
+            frame.answer(row)
 
     def fault(self, digest: str, code: str) -> None:
         """A version crashed, hung or gave NaN, and the blame is its own."""

@@ -23,6 +23,7 @@ _DELETE: Final = 0x200
 _CLOSE_WRITE: Final = 0x8
 _DELETE_SELF: Final = 0x400
 _MOVE_SELF: Final = 0x800
+_OVERFLOW: Final = 0x4000
 _IGNORED: Final = 0x8000
 _ONLY_DIRECTORY: Final = 0x1000000
 _MASK: Final = _MOVED_TO | _CREATE | _DELETE | _CLOSE_WRITE | _DELETE_SELF | _MOVE_SELF | _ONLY_DIRECTORY
@@ -47,18 +48,29 @@ class Watch:
         self._watched[directory] = number
         return True
 
-    def drain(self) -> None:
-        """Take what has been reported; forget directories that are gone, so that `add` watches their successors."""
+    def drain(self) -> list[Path] | None:
+        """Take what has been reported; forget directories that are gone, so that `add` watches their successors.
+
+        Returns:
+            The files that were renamed in or closed after writing; None when too much happened to be told: look anew.
+        """
+        whole: list[Path] = []
+        lost = False
         while True:
             try:
                 data = os.read(self.fd, 65536)
             except BlockingIOError:
-                return
+                return None if lost else whole
             offset = 0
             while offset + _EVENT <= len(data):
                 number = int.from_bytes(data[offset : offset + 4], "little", signed=True)
                 mask = int.from_bytes(data[offset + 4 : offset + 8], "little")
-                offset += _EVENT + int.from_bytes(data[offset + 12 : offset + 16], "little")
+                length = int.from_bytes(data[offset + 12 : offset + 16], "little")
+                name = data[offset + _EVENT : offset + _EVENT + length].rstrip(b"\0")
+                offset += _EVENT + length
+                lost |= bool(mask & _OVERFLOW)
+                if name and mask & (_MOVED_TO | _CLOSE_WRITE):
+                    whole += [path / os.fsdecode(name) for path, n in self._watched.items() if n == number]
                 if mask & (_IGNORED | _DELETE_SELF | _MOVE_SELF):
                     self._watched = {path: n for path, n in self._watched.items() if n != number}
 

@@ -233,19 +233,55 @@ class Clock(Section):
 class Source(Section):
     """[models.<name>.source]: where frames come from."""
 
-    kind: Literal["none", "replay"] = Field(default="none", description="none: idle; replay: frames of a file")
-    path: OptionalPath = Field(default=None, description="replay: an .npz with the frames")
-    fps: float = Field(default=30.0, ge=0, le=100_000, description="frames a second; 0: as fast as they are taken")
-    loop: bool = Field(default=True, description="replay: begin again at the end")
+    kind: Literal["none", "replay", "directory", "stdin", "http", "mqtt", "camera"] = Field(
+        default="none", description="none: idle; the others are in docs/sources.md"
+    )
+    path: OptionalPath = Field(
+        default=None, description="replay: an .npz; directory: where files come; camera: a video or a device"
+    )
+    url: str = Field(
+        default="", max_length=2000, pattern=r"^((rtsps?|https?)://\S+)?$", description="camera: rtsp:// or http://"
+    )
+    fps: float = Field(
+        default=30.0, ge=0, le=100_000, description="replay: frames a second; camera: at most so many; 0: all there are"
+    )
+    loop: bool = Field(default=True, description="replay and video files: begin again at the end")
     queue: int = Field(default=64, ge=1, le=100_000, description="frames that may wait")
     overflow: Literal["drop-oldest", "block"] = Field(
         default="drop-oldest", description="when the queue is full: lose the oldest frame, counted, or hold the source"
     )
+    shape: Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], BeforeValidator(_as_tuple)] = Field(
+        default=(), description="of raw frames (stdin, http, mqtt), for instance [480, 640, 3]"
+    )
+    dtype: Literal["float32", "float16", "int8", "uint8", "int16", "int32", "int64"] = Field(
+        default="float32", description="of raw frames and of numbers in JSON"
+    )
+    max_mb: int = Field(default=16, ge=1, le=1024, description="largest single frame taken (all but replay, camera)")
+    after: Literal["delete", "move"] = Field(default="delete", description="directory: what becomes of a used file")
+    done_dir: OptionalPath = Field(default=None, description='directory: where files go with after = "move"')
+    listen: str = Field(
+        default="127.0.0.1:8970",
+        pattern=r"^(\[[0-9a-fA-F:]+\]|[^\s:\[\]]+):\d{1,5}$",
+        description="http: address and port; whoever reaches it is believed",
+    )
+    answer: Duration = Field(default=30.0, gt=0, le=3600, description="http: longest time to a result")
+    topic: str = Field(
+        default="", max_length=512, pattern=r"^[^\x00]*$", description="mqtt: where frames are published"
+    )
+    stall: Duration = Field(
+        default=10.0, ge=0.5, le=600, description="camera: without a frame for so long the decoder is started anew"
+    )
 
     @model_validator(mode="after")
-    def _replay_needs_path(self) -> Self:
-        if self.kind == "replay" and self.path is None:
-            raise ValueError('kind = "replay" needs path')
+    def _complete(self) -> Self:
+        if self.kind in {"replay", "directory"} and self.path is None:
+            raise ValueError(f'kind = "{self.kind}" needs path')
+        if self.kind == "camera" and (self.path is None) == (not self.url):
+            raise ValueError('kind = "camera" needs path or url, and not both')
+        if self.kind == "mqtt" and not self.topic:
+            raise ValueError('kind = "mqtt" needs topic')
+        if self.after == "move" and self.done_dir is None:
+            raise ValueError('after = "move" needs done_dir')
         return self
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modelagent.errors import SourceError, UsageError
-from modelagent.inference.frames import Frame, SourceOptions
+from modelagent.inference.frames import Frame, FrameSource, SourceOptions
 
 _LOOK: Final = 1.0  # seconds between two looks at the file
 _BEHIND: Final = 1.0  # seconds; later than that the schedule starts anew instead of catching up in one burst
@@ -30,7 +30,7 @@ _BEHIND: Final = 1.0  # seconds; later than that the schedule starts anew instea
 _Arrays = tuple[npt.NDArray[Any], ...]
 
 
-class ReplaySource:
+class ReplaySource(FrameSource):
     """Frames of an .npz file.
 
     Raises:
@@ -40,6 +40,7 @@ class ReplaySource:
     kind = "replay"
 
     def __init__(self, options: SourceOptions) -> None:
+        super().__init__(options)
         if options.path is None:
             raise UsageError('source: kind = "replay" needs path; add the .npz file to the settings', code="config")
         self.path = options.path

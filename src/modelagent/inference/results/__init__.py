@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Row(NamedTuple):
     `id` is unique for ever (`<epoch>-<number>`), `frame` the source's name of the frame, `wall` Unix seconds of the
     result, `digest` and `version` the release that made it (empty for a frame that none saw). `outcome` is `ok`;
     `faulted` (it killed two workers, or the output was not finite); `dropped` (the queue was full); or `refused`
-    (its shape or type does not fit).
+    (its shape or type does not fit). `detail` is what a decision has beyond a class and a score: see readout.py.
     """
 
     id: str
@@ -44,6 +44,7 @@ class Row(NamedTuple):
     confidence: float | None
     latency_us: float | None
     outcome: str
+    detail: dict[str, Any] | None = None
 
 
 class ResultSink(Protocol):

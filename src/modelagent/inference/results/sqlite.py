@@ -11,17 +11,18 @@ not state.
 """
 
 import contextlib
+import json
 import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from modelagent.inference.results import Row
 
 _TABLE: Final = (
     "CREATE TABLE IF NOT EXISTS results (id TEXT PRIMARY KEY, frame TEXT, wall REAL, model TEXT, digest TEXT, "
-    "version TEXT, prediction INTEGER, label TEXT, confidence REAL, latency_us REAL, outcome TEXT)"
+    "version TEXT, prediction INTEGER, label TEXT, confidence REAL, latency_us REAL, outcome TEXT, detail TEXT)"
 )
 _INSERT: Final = f"INSERT OR IGNORE INTO results VALUES ({','.join('?' * len(Row._fields))})"  # noqa: S608 - constants
 _PAUSE: Final = 5.0  # seconds without trying after a failure: a dead disk must not be hammered
@@ -74,7 +75,7 @@ class SqliteSink:
     def _store(self, rows: Sequence[Row]) -> None:
         connection = self._connection or self._open()
         with connection:
-            connection.executemany(_INSERT, rows)
+            connection.executemany(_INSERT, [(*row[:-1], _text(row.detail)) for row in rows])
         used, size = self._pages(connection)
         if used * size > self._max:
             with connection:
@@ -93,6 +94,9 @@ class SqliteSink:
             connection.execute("PRAGMA cache_size=-512")  # KiB: this process is to stay small
             with connection:
                 connection.execute(_TABLE)
+                columns = {column[1] for column in connection.execute("PRAGMA table_info(results)")}
+                if "detail" not in columns:  # a file of an earlier version
+                    connection.execute("ALTER TABLE results ADD COLUMN detail TEXT")
         except sqlite3.Error:
             connection.close()
             raise
@@ -116,3 +120,7 @@ class SqliteSink:
                 self._path.with_name(self._path.name + suffix).unlink()
         with contextlib.suppress(OSError):
             self._path.replace(self._path.with_name(self._path.name + ".damaged"))
+
+
+def _text(detail: dict[str, Any] | None) -> str | None:
+    return None if detail is None else json.dumps(detail, separators=(",", ":"))

@@ -1,0 +1,104 @@
+"""Frames from a topic of the broker: one message, one frame.
+
+This file knows the subscription. It does not know the payload's forms, nor what becomes of the result.
+
+    source = MqttSource(SourceOptions(kind="mqtt", topic="line/3/part", mqtt=settings.mqtt, client="box-17-frames"))
+
+The subscription is QoS 1 and the session is not kept: a frame that came while nobody looked is old news. The client
+runs in the source's own thread; a broker that goes away is a broken source, which is tried again with a growing pause.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
+
+from modelagent.errors import SourceError, UsageError
+from modelagent.inference.frames import Frame, FrameSource, SourceOptions
+from modelagent.inference.frames.payload import read
+from modelagent.inputs.broker import make_client, open_connection
+
+_CONNECT: Final = 10.0  # seconds until the broker has accepted us and the subscription
+
+
+class MqttSource(FrameSource):
+    """See the head of the file.
+
+    Raises:
+        UsageError: `config` without a topic or a broker.
+    """
+
+    kind = "mqtt"
+
+    def __init__(self, options: SourceOptions) -> None:
+        super().__init__(options)
+        if not options.topic or options.mqtt is None or not options.mqtt.host:
+            raise UsageError(
+                'source: kind = "mqtt" needs topic, and mqtt.host; add them to the settings', code="config"
+            )
+        self._mqtt = options.mqtt
+        self._number = 0
+        self._ready = False
+        self._refused = ""
+
+    def run(self, put: Callable[[Frame], None], stop: threading.Event) -> None:
+        """See FrameSource."""
+        self._ready, self._refused = False, ""
+        try:
+            client = make_client(self._mqtt, self.options.client, MQTTProtocolVersion.MQTTv311, persistent=False)
+            client.on_connect = self._connected
+            client.on_subscribe = self._subscribed
+            client.on_message = lambda _client, _data, message: self._heard(message, put)
+            open_connection(client, self._mqtt)
+        except (OSError, ValueError) as error:
+            raise self._broken(str(error)) from error
+        try:
+            self._listen(client, stop)
+        finally:
+            client.disconnect()
+            client.loop(0.1)
+
+    def _listen(self, client: paho.Client, stop: threading.Event) -> None:
+        deadline = time.monotonic() + _CONNECT
+        while not stop.is_set():
+            result = client.loop(0.5)
+            if self._refused:
+                raise self._broken(self._refused)
+            if result != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                raise self._broken(paho.error_string(result))
+            if not self._ready and time.monotonic() >= deadline:
+                raise self._broken("no answer")
+
+    def _connected(self, client: paho.Client, _data: object, _flags: object, reason: Any, _properties: object) -> None:
+        if reason.is_failure:
+            self._refused = str(reason)
+        else:
+            client.subscribe(self.options.topic, qos=1)
+
+    def _subscribed(
+        self, _client: paho.Client, _data: object, _number: int, reasons: list[Any], _properties: object
+    ) -> None:
+        self._ready = True
+        if any(reason.is_failure for reason in reasons):
+            self._refused = f"the subscription to {self.options.topic} was refused: {reasons[0]}"
+
+    def _heard(self, message: paho.MQTTMessage, put: Callable[[Frame], None]) -> None:
+        self._number += 1
+        wall, mono = time.time(), time.monotonic()
+        try:
+            payload = read(bytes(message.payload), self.options)
+        except SourceError:
+            self.count("unreadable")
+            self.lose(Frame(f"{message.topic}:{self._number}", (), wall, mono))
+            return
+        put(Frame(f"{payload.id or message.topic}:{self._number}", payload.arrays, wall, mono))
+
+    def _broken(self, why: str) -> SourceError:
+        return SourceError(
+            f"broker {self._mqtt.host}:{self._mqtt.effective_port}, topic {self.options.topic}: {why}; "
+            "look at the broker and at [mqtt]",
+            code="source",
+        )
