@@ -7,7 +7,7 @@ import json
 import random
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +108,16 @@ def check_answers(replies: list[dict[str, Any]]) -> None:
         assert len({(reply["status"], reply["reason"]) for reply in same}) == 1, same
 
 
-def test_a_thousand_commands_with_repeats_a_killed_device_and_a_killed_broker(tmp_path: Path) -> None:
-    chance = random.Random(17)
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
     broker = Broker(tmp_path, "allow_anonymous true", "persistence true", "max_queued_messages 0")
     broker.start()
+    yield broker
+    broker.kill()
+
+
+def test_a_thousand_commands_with_repeats_a_killed_device_and_a_killed_broker(tmp_path: Path, broker: Broker) -> None:
+    chance = random.Random(17)
     operator = Operator(broker.port)
     (tmp_path / "device").mkdir()
     box = Box(tmp_path / "device", broker.port)
@@ -156,4 +162,3 @@ def test_a_thousand_commands_with_repeats_a_killed_device_and_a_killed_broker(tm
     finally:
         box.end()
         operator.close()
-        broker.kill()
