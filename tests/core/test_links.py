@@ -56,7 +56,7 @@ def test_a_stop_that_failed_is_done_later() -> None:
     assert device.stores["m"].current == release("m", 1).digest
     device.failing.clear()
     device.settle()
-    assert device.stores["m"].current is None
+    assert device.end_state("m")["current"] is None
     assert device.inference["m"].running is None
 
 
