@@ -49,6 +49,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "explain": Entry("explain", "explain", "Why is something happening, or not: each gate's present answer."),
     "check": Entry("check", "check", "Ask the repository now."),
     "update": Entry("check", "update", "Check, and take the offered release without waiting for its window or wave."),
+    "install": Entry("bundle", "install", "Take a release from a bundle: a stick, a file, a directory."),
     "rollback": Entry("rollback", "rollback", "Leave the running version for the newest confirmed one."),
     "pin": Entry("pin", "pin", "Run this version and no other."),
     "unpin": Entry("pin", "unpin", "Follow the channel again."),

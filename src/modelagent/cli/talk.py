@@ -54,7 +54,7 @@ def models_of(settings: Settings, asked: str) -> list[str]:
 
 def view(settings: Settings, verb: str, model: str | None = None, argument: str = "") -> Mapping[str, Any]:
     """Ask what changes nothing; AgentError when the updater does not answer."""
-    question = _request(verb, model, argument, "")
+    question = request(verb, model, argument, "")
     return ask(settings.paths.control_socket, question, PATIENCE)
 
 
@@ -62,7 +62,7 @@ def steer(frame: Frame, command: Command, verb: str, *, argument: str = "", **mo
     """Send a command, print the answer and end with its exit code."""
     settings = settings_of(frame)
     model = model_of(settings, command.model)
-    question = _request(verb, model, argument, command.id) | more
+    question = request(verb, model, argument, command.id) | more
     try:
         answer = ask(settings.paths.control_socket, question, PATIENCE)
     except AgentError as error:
@@ -93,7 +93,8 @@ def steering(function: Callable[..., Any]) -> click.Command:
     return click.command(epilog=EXIT_CODES)(decorated)
 
 
-def _request(verb: str, model: str | None, argument: str, id_: str) -> dict[str, Any]:
+def request(verb: str, model: str | None, argument: str, id_: str) -> dict[str, Any]:
+    """A request as the control socket takes it; an empty id makes a new one."""
     document: dict[str, Any] = {"id": id_ or f"cli-{secrets.token_hex(8)}", "verb": verb}
     if model is not None:
         document["model"] = model

@@ -150,6 +150,7 @@ class Acquirer:
         self._delta = delta
         self._transfer_lock = threading.Lock()
         self._remarks: list[str] = []
+        self._at_hand: frozenset[str] = frozenset()  # releases whose every missing file is on what is attached
         self._transfer = Transfer(
             self._incoming, self._mirrors, self._recognise, allowance=allowance, told=self._remember
         )
@@ -172,14 +173,21 @@ class Acquirer:
         """The names of what is attached."""
         return [source.name for source in self._mirrors.attached()]
 
+    def is_at_hand(self, digest: str) -> bool:
+        """Whether nothing of this release has to come over a network, as the last check found."""
+        return digest in self._at_hand
+
+    def left(self) -> float | None:
+        """Bytes that may still be fetched over a network today; None without a budget."""
+        return None if self._allowance is None else self._allowance.left()
+
     def describe(self) -> dict[str, Any]:
         """For `status`: the clock that counts, sources that are set aside, what is attached, bytes left today."""
-        left = None if self._allowance is None else self._allowance.left()
         return {
             "clock": None if self._floor is None else self._floor.view(),
             "set_aside": self._mirrors.aside(),
             "attached": self.attached(),
-            "budget_left": left,
+            "budget_left": self.left(),
         }
 
     def _remember(self, error: AgentError) -> None:
@@ -200,7 +208,20 @@ class Acquirer:
         """Ask for several models with one refresh of the metadata; see `Checker.check_many`."""
         self._prepare()
         told, self._remarks = self._remarks, []
-        return self._checker.check_many(wishes, told)
+        answers = self._checker.check_many(wishes, told)
+        offers = [answer.offer for answer in answers if isinstance(answer, Checked)]
+        offers += [answer.pinned for answer in answers if isinstance(answer, Checked)]
+        self._at_hand = frozenset(offer.digest for offer in offers if offer is not None and self._here(offer))
+        return answers
+
+    def _here(self, release: Release) -> bool:
+        """Whether what is attached has every file of a release, as far as one can tell without reading them."""
+        attached = self._mirrors.attached()
+        find = self._find(release.model)
+        data = find(release.digest) or read_verified(self._tuf / "targets" / release.digest, release.digest)
+        if not attached or data is None:
+            return False
+        return all(any(_offers(source, ref) for source in attached) for ref in manifest.parse(data).files)
 
     def _prepare(self) -> None:
         with durable.device_errors("the state directory"):
@@ -252,7 +273,8 @@ class Acquirer:
         missing = [ref for ref in found.files if not self._held(ref)]
         self._check_space(release, missing)
         done = total - sum(ref.length for ref in missing)
-        custom = self._checker.custom_of(release) if missing and self._delta is not None else {}
+        whole = release.digest in self._at_hand  # then a delta over the network would be a poor bargain
+        custom = self._checker.custom_of(release) if missing and self._delta is not None and not whole else {}
         for ref in missing:
             base = done
             if not self._made(ref, custom, abandoned):
@@ -378,6 +400,14 @@ class Acquirer:
                 if found is not None and ref.sha256 == sha256:
                     return f"{found.model} {found.version} ({ref.role})"
         return None
+
+
+def _offers(source: Source, ref: FileRef) -> bool:
+    try:
+        with source.fetch(f"files/{ref.sha256}", limit=ref.length) as body:
+            return body.total == ref.length
+    except AgentError:
+        return False
 
 
 def _is_whole(path: Path, ref: FileRef) -> bool:

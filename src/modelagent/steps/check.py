@@ -73,6 +73,7 @@ class _Memo:
 
 
 _NOTHING: Final = _Memo("", [])
+_REMEMBERED: Final = 64  # answers
 Answers = list[Checked | AgentError | None]
 
 
@@ -214,7 +215,10 @@ class Checker:
         good = {wish: answer for wish, answer in zip(wishes, answers, strict=True) if isinstance(answer, Checked)}
         if len(good) == len(set(wishes)):
             below = [life for life in view.lives() if life[0] not in {"root", "timestamp"}]
-            self._memo = _Memo(state, below, good)
+            kept = self._memo if state and state == self._memo.state else _NOTHING
+            if len(kept.answers) > _REMEMBERED:
+                kept = _NOTHING
+            self._memo = _Memo(state, [*dict.fromkeys((*kept.lives, *below))], {**kept.answers, **good})
 
     def _known(self, source: Source) -> View | None:
         """What this device has verified already, with this source for the bytes of targets."""

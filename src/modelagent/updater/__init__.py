@@ -25,12 +25,12 @@ from typing import Any
 
 from modelagent import __version__, durable
 from modelagent.core.describe import describe
-from modelagent.core.events import Instant, RevertWanted
+from modelagent.core.events import Instant, RevertWanted, Verb, Wanted
 from modelagent.core.state import State
 from modelagent.errors import DeviceError, UsageError
 from modelagent.inputs import Reply
 from modelagent.inputs.commands import Desk, Request, answer
-from modelagent.inputs.config import Repository, Settings
+from modelagent.inputs.config import Settings
 from modelagent.inputs.control import ControlServer
 from modelagent.inputs.device import Device, reaches_out
 from modelagent.inputs.edits import Edits, changed_keys, wishes
@@ -43,17 +43,14 @@ from modelagent.sinks import Sink, Sinks
 from modelagent.sinks.journal import JournalSink
 from modelagent.sinks.log import LogSink
 from modelagent.sinks.mqtt import BrokerSink
-from modelagent.sources import Source
-from modelagent.sources.directory import DirectorySource
-from modelagent.sources.http import HttpSource
-from modelagent.steps.acquire import Acquirer, check_suitable
 from modelagent.steps.canary import CanaryRunner
-from modelagent.steps.delta import Rebuilder
 from modelagent.steps.journal import Journal, read_history
 from modelagent.steps.slots import SlotStore
 from modelagent.updater.answers import Answerer
 from modelagent.updater.driver import Driver, Ports
+from modelagent.updater.sticks import Sticks
 from modelagent.updater.view import explain, summary
+from modelagent.updater.way import acquirer_of
 
 _log = logging.getLogger("modelagent.updater")
 _PARTIAL_AGE_S = 7 * 86400.0  # what nobody wants any more goes after a week
@@ -62,7 +59,7 @@ _SWEEP_S = 3600.0
 _FACTS_S = 2.0  # how old the device's facts may be
 _OFFLINE_S = 30.0  # for the store to make an offline revert durable
 # What is read once at the start; an edit of these is remembered and takes effect at the next start.
-_FIXED = ("paths.", "repository.", "mqtt.", "control.", "device.", "limits.canary.", "log.")
+_FIXED = ("paths.", "repository.", "clock.", "mqtt.", "control.", "device.", "limits.canary.", "log.")
 
 
 class SystemClock:
@@ -179,23 +176,19 @@ class Updater:
             )
             self._broker = BrokerSink(self.session, secrets.token_hex(4))
             sinks.append(self._broker)
+        self.acquirer = acquirer_of(settings, clock.now, runtime)
         self.driver = Driver(
             ports,
             clock=clock,
             ask=self.answerer,
-            acquirer=Acquirer(
-                paths.state_dir,
-                _sources(settings.repository),
-                _root(settings.repository.root),
-                time.time,
-                reserve=settings.limits.disk_reserve_mb * 2**20,
-                suits=lambda manifest: check_suitable(manifest, settings.device.hardware, runtime.split()[-1]),
-                delta=Rebuilder(paths.state_dir),
-            ),
+            acquirer=self.acquirer,
             sinks=Sinks(sinks),
             runtime=runtime,
             incoming=paths.state_dir / "incoming",
             vacuum=(_PARTIAL_AGE_S, settings.limits.max_store_mb * 2**20),
+        )
+        self._sticks = Sticks(
+            self.acquirer, settings.repository.media, paths.state_dir / "sticks.json", self._stick_appeared
         )
         self._status_due = 0.0
         self._status = ""
@@ -233,6 +226,7 @@ class Updater:
                 )
                 stack.enter_context(self._edits)
             stack.callback(self.driver.hands.stop)
+            stack.enter_context(self._sticks)
             notify("READY=1")
             _log.info("updater %s is ready: %s", __version__, ", ".join(self.driver.states) or "no model configured")
             self.driver.run(lambda: self._stopping, self._beat)
@@ -288,19 +282,45 @@ class Updater:
         source = ((reading.document if reading else None) or {}).get("source") or {}
         capacity = source.get("capacity")
         fill = source.get("queue", 0) / capacity if capacity else None
-        return replace(known, at=at, queue_fill=fill)
+        facts = replace(known, at=at, queue_fill=fill, budget_left=self.acquirer.left())
+        if self.acquirer.attached():
+            facts = replace(facts, link_up=True)  # to look at a stick needs none
+        state = self.driver.states.get(model)
+        wanted = None if state is None else state.candidate.release if state.candidate else state.desired.offer
+        if wanted is not None and self.acquirer.is_at_hand(wanted.digest):
+            facts = replace(facts, metered=False, budget_left=None)
+        return facts
 
     # -- commands ----------------------------------------------------------------------------------------------
 
     def _submit(self, request: Request, reply: Reply) -> None:
         if request.verb == "label":
             self._take_labels(request, reply)
+        elif request.verb == "install":
+            self._install(request, reply)
         elif request.verb == "reload":
             if self._edits is not None:
                 self._edits.reload()
             reply(answer(request.id, "accepted", "the settings are read again; status shows what came of it"))
         else:
             self.driver.submit(request, reply)
+
+    def _install(self, request: Request, reply: Reply) -> None:
+        """Attach a bundle and let the machine look: from there on it is a check like any other."""
+        if request.origin != "cli":
+            why = "a bundle is named on the device itself: modelagent install PATH"
+            reply(answer(request.id, "refused", why, code="not-here"))
+            return
+        self._sticks.install(Path(request.argument))  # UsageError is the refusal
+        self.driver.submit(replace(request, verb=Verb.UPDATE, argument=""), reply)
+
+    def _stick_appeared(self, path: Path) -> None:
+        """Look at once; windows and waves still hold."""
+        token = f"stick-{secrets.token_hex(8)}"
+        for name in self.driver.states:
+            self.driver.post(
+                name, lambda at, draw: Wanted(at, draw, verb=Verb.CHECK, origin="stick", id=token, argument=str(path))
+            )
 
     def _take_labels(self, request: Request, reply: Reply) -> None:
         names = [request.model] if request.model else list(self.driver.states)
@@ -336,6 +356,7 @@ class Updater:
             "version": __version__,
             "settings_problem": self.problem,
             "broker": None if broker is None else {"connected": broker.connected, "problem": broker.problem},
+            "repository": self.acquirer.describe(),
             "models": {name: describe(self.driver.states[name]) for name in names},
         }
 
@@ -398,39 +419,3 @@ def _device(settings: Settings) -> Device:
         metered=policy.metered,
         link_matters=reaches_out(settings.repository.url),
     )
-
-
-def _sources(repository: Repository) -> list[Source]:
-    """Where the settings say that releases come from; none is a device that is fed by hand."""
-    url = repository.url
-    if not url:
-        return []
-    if url.startswith(("http://", "https://")):
-        return [
-            HttpSource(
-                url,
-                connect_timeout=repository.connect_timeout,
-                read_timeout=repository.read_timeout,
-                min_rate=repository.min_rate,
-                window=repository.min_rate_window,
-                ca=repository.ca,
-                client=_pair(repository),
-                proxy=repository.proxy,
-            )
-        ]
-    return [DirectorySource(Path(url.removeprefix("file://")))]
-
-
-def _pair(repository: Repository) -> tuple[Path, Path] | None:
-    if repository.client_cert is None or repository.client_key is None:
-        return None
-    return repository.client_cert, repository.client_key
-
-
-def _root(path: Path) -> bytes:
-    """The trusted root. Without it nothing new is trusted, but what is here goes on and can go back."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        _log.error("%s: the trusted root cannot be read (%s): no release will be trusted", path, error.strerror)
-        return b""

@@ -1,0 +1,150 @@
+"""Sticks: bundles that somebody brings, by `modelagent install` or by plugging them in.
+
+This file knows where to look and what a bundle looks like from outside. It does not look inside: the check does, and
+trusts it no more than any mirror.
+
+    sticks = Sticks(acquirer, Path("/media"), state_dir / "sticks.json", on_new=check_now)
+    sticks.install(Path("/home/op/digits.modelagent"))      # attached; also after a restart, while it is there
+    with sticks: ...                                        # a thread looks below /media every few seconds
+
+The thread is there because a dying medium can hold whoever looks at it for minutes.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from modelagent import durable
+from modelagent.steps.acquire import Acquirer
+from modelagent.updater.way import source_at
+
+SUFFIX: Final = ".modelagent"
+_LOOK_S: Final = 3.0
+_DEPTH: Final = 3  # /media/USER/LABEL/bundle
+_MOST: Final = 500  # entries looked at in one directory
+_KEPT: Final = 8  # paths remembered over a restart
+_log = logging.getLogger("modelagent.updater")
+Identity = tuple[int, int, int]
+
+
+class Sticks:
+    """Attaches and detaches bundles.
+
+    Args:
+        acquirer: what they are attached to.
+        media: below which sticks are mounted; None looks nowhere.
+        path: remembers what was installed by hand.
+        on_new: told the place of each bundle that has appeared; called from the looking thread.
+    """
+
+    def __init__(self, acquirer: Acquirer, media: Path | None, path: Path, on_new: Callable[[Path], None]) -> None:
+        self._acquirer = acquirer
+        self._media = media
+        self._path = path
+        self._on_new = on_new
+        self._seen: dict[Path, Identity] = {}
+        self._byhand: list[Path] = []
+        self._guard = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            kept: Any = json.loads(path.read_bytes())["paths"]
+            self._byhand = [Path(str(item)) for item in kept]
+
+    def install(self, path: Path) -> None:
+        """Attach a bundle by hand.
+
+        Raises:
+            UsageError: `bundle`: there is none.
+            DeviceError: that cannot be remembered.
+        """
+        source = source_at(path)
+        with self._guard:
+            self._byhand = [path, *(other for other in self._byhand if other != path)][:_KEPT]
+            self._seen[path] = _identity(path) or (0, 0, 0)
+            self._keep()
+        self._acquirer.attach(source)
+
+    def look(self) -> None:
+        """Attach what has appeared, detach what is gone."""
+        here = dict(self._found())
+        with self._guard:
+            for path in list(self._byhand):
+                identity = _identity(path)
+                if identity is None:
+                    self._byhand.remove(path)
+                    self._keep()
+                else:
+                    here[path] = identity
+            gone = set(self._seen) - set(here)
+            new = [path for path, identity in here.items() if self._seen.get(path) != identity]
+            self._seen = here
+        for path in gone:
+            self._acquirer.detach(str(path))
+            _log.info("the bundle %s is gone", path)
+        for path in new:
+            self._acquirer.attach(source_at(path))
+            _log.info("a bundle is here: %s", path)
+            self._on_new(path)
+
+    def _found(self) -> Iterator[tuple[Path, Identity]]:
+        if self._media is None:
+            return
+        waiting = [(self._media, 0)]
+        while waiting:
+            directory, depth = waiting.pop()
+            if (identity := _identity(directory)) is not None:
+                yield directory, identity
+                continue
+            for entry in _entries(directory):
+                if entry.suffix == SUFFIX and (found := _identity(entry)) is not None:
+                    yield entry, found
+                elif depth < _DEPTH and entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
+                    waiting.append((entry, depth + 1))
+
+    def _keep(self) -> None:
+        document = json.dumps({"schema": 1, "paths": [str(path) for path in self._byhand]})
+        with durable.device_errors("remembering the bundle"):
+            durable.write_atomic(self._path, document.encode())
+
+    def _run(self) -> None:
+        while not self._stop.wait(_LOOK_S):
+            with contextlib.suppress(OSError):
+                self.look()
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._run, name="sticks", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(1.0)  # a thread that a dying medium holds is left to the process's end
+
+
+def _identity(path: Path) -> Identity | None:
+    """What tells one bundle from another in the same place; None where there is none."""
+    try:
+        told = path.lstat()
+        if path.is_dir():
+            told = (path / "metadata" / "timestamp.json").lstat()
+        return told.st_dev, told.st_ino, told.st_mtime_ns
+    except OSError:
+        return None
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        with os.scandir(directory) as found:
+            return sorted(Path(entry.path) for entry, _ in zip(found, range(_MOST), strict=False))
+    except OSError:
+        return []
