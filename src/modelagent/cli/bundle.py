@@ -29,9 +29,9 @@ _WAIT_S: Final = 60.0  # for the check; the rest takes as long as canary and pro
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True))
 @click.pass_obj
 def install(frame: Frame, bundle: Path, model: str, *, no_wait: bool) -> None:
-    """Take a release from BUNDLE, written by `modelagent repo bundle` (a copy of the repository will do, too).
+    """Take a release from a bundle: a stick, a file, a directory.
 
-    It is checked as if it came from the server, and goes through canary and probation as always; windows and waves
+    BUNDLE is what `modelagent repo bundle` wrote; a copy of the repository will do, too. It is checked as if it came from the server, and goes through canary and probation as always; windows and waves
     are lifted. A bundle older than what this device has seen is not believed, but its files are taken where
     metadata that was verified before lists them.
     """

@@ -135,6 +135,7 @@ class _Group(click.Group):
 
 _SHELF: Final = {
     "release": ("release", "release"),
+    "bundle": ("stick", "bundle"),
     "promote": ("shelf", "promote"),
     "pause": ("shelf", "pause"),
     "verify": ("shelf", "verify"),
