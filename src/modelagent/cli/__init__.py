@@ -63,6 +63,8 @@ COMMANDS: Final[dict[str, Entry]] = {
     "doctor": Entry("doctor", "doctor", "Look at this device: clock, disk, permissions, runtime, trust, links."),
     "setup": Entry("setup", "setup", "Write a checked configuration, make the directories, run doctor."),
     "run": Entry("run", "run", "Run the agent: inference and updater, or one of them."),
+    "install-service": Entry("install", "install_service", "Install the systemd units of this environment, and start."),
+    "uninstall": Entry("install", "uninstall", "Take the units away again; data stays unless --purge."),
     "fleet": Entry("fleet", "fleet", "All devices, and commands to one, a group or all."),
     "build": Entry("build", "build", "Compress, convert, measure and choose: from a trained network to a file."),
     "repo": Entry("repo", "repo", "Publish: keys, releases, channels, withdrawal."),
