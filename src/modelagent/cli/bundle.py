@@ -31,9 +31,10 @@ _WAIT_S: Final = 60.0  # for the check; the rest takes as long as canary and pro
 def install(frame: Frame, bundle: Path, model: str, *, no_wait: bool) -> None:
     """Take a release from a bundle: a stick, a file, a directory.
 
-    BUNDLE is what `modelagent repo bundle` wrote; a copy of the repository will do, too. It is checked as if it came from the server, and goes through canary and probation as always; windows and waves
-    are lifted. A bundle older than what this device has seen is not believed, but its files are taken where
-    metadata that was verified before lists them.
+    BUNDLE is what `modelagent repo bundle` wrote; a copy of the repository will do, too. It is checked as if it came
+    from the server, and goes through canary and probation as always; windows and waves are lifted. A bundle older
+    than what this device has seen is not believed, but its files are taken where metadata that was verified before
+    lists them.
     """
     settings = settings_of(frame)
     names = models_of(settings, model)

@@ -166,6 +166,20 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {label:<10} {coloured(text, level)}"
 
 
+def _way(repository: Mapping[str, Any]) -> Iterator[str]:
+    """What is unusual about the way to the repository: the clock, mirrors set aside, sticks, the day's bytes."""
+    clock = repository.get("clock")
+    if clock and not clock["believed"]:
+        yield coloured(f"clock: {clock['reason']}", "warning")
+    for name, code in (repository.get("set_aside") or {}).items():
+        yield coloured(f"source set aside: {name} ({code}); asked last for a week", "warning")
+    for name in repository.get("attached") or []:
+        yield f"bundle attached: {name}"
+    left = repository.get("budget_left")
+    if left is not None:
+        yield coloured(f"downloads: {left / 1e6:.1f} MB left today", "" if left else "warning")
+
+
 def _facts(entry: Mapping[str, Any], now: float) -> Iterator[tuple[str, str, str]]:
     yield "runs", _running(entry, now), "" if entry["inference"]["alive"] and entry["running"] else "warning"
     source = entry["inference"]["source"] or {}
