@@ -30,19 +30,22 @@ def rebuild(old: BinaryIO | None, delta: BinaryIO, new: BinaryIO, length: int) -
     Raises:
         DeltaError: the delta is damaged, or for other files. What was written is to be thrown away.
     """
-    header = form.parse_header(delta.read(form.HEADER.size))
+    left = delta.seek(0, os.SEEK_END)
+    delta.seek(0)
+
+    def read(size: int) -> bytes:
+        nonlocal left
+        if size > left:  # before memory is taken for it
+            raise DeltaError(f"the delta ends {size - left} bytes too early")
+        left -= size
+        return delta.read(size)
+
+    header = form.parse_header(read(min(left, form.HEADER.size)))
     old_length = 0 if old is None else old.seek(0, os.SEEK_END)
     if header.new_length != length:
         raise DeltaError(f"the delta makes a file of {header.new_length} bytes, expected {length}")
     if header.old_length not in {0, old_length}:
         raise DeltaError(f"the delta is for a file of {header.old_length} bytes, found {old_length}")
-
-    def read(size: int) -> bytes:
-        data = delta.read(size)
-        if len(data) != size:
-            raise DeltaError(f"the delta ends {size - len(data)} bytes too early")
-        return data
-
     lanes = form.parse_table(words.inflate(read(header.table_packed), header.table_raw), header.old_length, length)
     places = form.new_gaps(lanes, length)
     base = _gather(old, form.old_gaps(lanes, header.old_length))
@@ -57,8 +60,8 @@ def rebuild(old: BinaryIO | None, delta: BinaryIO, new: BinaryIO, length: int) -
                 before = np.frombuffer(data, words.word_type(lane.width))
             block = words.decode(read, count, lane.width, before, (lane.key_shift, lane.key_bits))
             _scatter(new, [(piece.new, piece.words * lane.width) for piece in pieces], block.view(np.uint8).data)
-    if delta.read(1):
-        raise DeltaError("the delta goes on after its end")
+    if left:
+        raise DeltaError(f"the delta goes on for {left} bytes after its end")
 
 
 def _gather(old: BinaryIO | None, spans: Sequence[tuple[int, int]]) -> bytes:
