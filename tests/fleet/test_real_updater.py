@@ -19,7 +19,14 @@ from modelagent.inputs.commands import VERBS, VIEWS, WATCH
 from modelagent.inputs.control import ask
 
 pytestmark = [pytest.mark.broker, pytest.mark.process]
-ARGUMENTS = {"pin": "1.2.0", "block": "0" * 64, "lift": "1.2.0", "confirm": "1.2.0", "set-channel": "beta"}
+ARGUMENTS = {
+    "pin": "1.2.0",
+    "block": "0" * 64,
+    "lift": "1.2.0",
+    "confirm": "1.2.0",
+    "set-channel": "beta",
+    "install": "/none",
+}
 
 
 def check(name: str, document: dict[str, Any]) -> None:
