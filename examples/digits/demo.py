@@ -349,6 +349,7 @@ rate = 1.0
 [models.{MODEL}.probation]
 frames = 300
 seconds = "4s"
+thin = 0
 error_p0 = 0.10
 error_p1 = 0.25
 """,

@@ -11,12 +11,14 @@ from modelagent.core.before import RANK, left_itself, operator_rollback, rolled_
 from modelagent.core.events import Failed, FellBack, Finished, Learned, Refused, RevertWanted, Runs, Started
 from modelagent.core.scene import Scene
 from modelagent.core.state import (
+    Aftercare,
     Attempts,
     Candidate,
     Cause,
     Evidence,
     Phase,
     Reached,
+    Timer,
     Way,
     block_reason,
     gather,
@@ -29,6 +31,7 @@ from modelagent.core.verdicts import Standing
 _LIVE_GAP_S = 5.0  # health comes about once a second; a longer silence is inference being down, which does not count
 
 _DRIFT = "the input has drifted: "
+_RETRAIN = "retraining wanted: "
 
 # -- Activating ------------------------------------------------------------------------------------------------
 
@@ -171,12 +174,55 @@ def idle_runs(x: Scene) -> Phase:
     here = slot(x.state, x.state.current)
     if event.link is None or event.link != x.state.link or here is None or event.digest != here.release.digest:
         return Phase.IDLE
-    if here.confirmed or block_reason(x.state, here.release):
+    if here.confirmed:
+        return _steady(x, event)
+    if block_reason(x.state, here.release):
         return Phase.IDLE
     way = Way.FIRST if revert_target(x.state, here.release.digest) is None else Way.FORWARD
     x.set(candidate=Candidate(here.release, way, Reached.PASSED, event.link), timer=None, evidence=Evidence())
     x.set(heard=event.at, evidence=gather(x.state, event))
     x.note("probation", f"{here.release.version} runs, was never confirmed, and is on probation", release=here.release)
+    return Phase.PROBATION
+
+
+def _steady(x: Scene, event: Runs) -> Phase:
+    """What runs is confirmed: late labels may still decide against it, and drift is called when it comes."""
+    open_test, verdict, alarm = x.state.aftercare, x.answers.probation, x.answers.steady
+    if open_test is not None and open_test.digest != x.state.current:
+        open_test = None
+        x.set(aftercare=None)
+    if open_test is not None:
+        open_test = replace(open_test, evidence=gather(replace(x.state, evidence=open_test.evidence), event))
+        x.set(aftercare=open_test)
+        if verdict.standing is Standing.BAD and revert_target(x.state, open_test.digest) is not None:
+            return _reopen(x, open_test)
+        if verdict.evidence.get("paired") == "low" or open_test.until.left(event.at) <= 0:
+            why = verdict.reason if verdict.evidence.get("paired") == "low" else "its time is over"
+            x.set(aftercare=None)
+            if open_test.drifted:
+                x.owe("shadow")
+            x.note("labels", f"{version(x.state, open_test.digest)} stays: {why}", digest=open_test.digest)
+    if alarm.alarm and not any(known.startswith(_RETRAIN) for known in x.state.alarms):
+        x.set(alarms=(*x.state.alarms[-7:], _RETRAIN + alarm.alarm))
+        text = _RETRAIN + alarm.alarm
+        x.note("drift", text, digest=x.state.current or "", level="alarm", evidence=alarm.evidence)
+        previous = revert_target(x.state, x.state.current)
+        horizon = x.answers.rules.label_horizon_s
+        if alarm.compare and x.state.aftercare is None and previous is not None and horizon > 0:
+            until = Timer.after(event.at, horizon)
+            evidence = gather(replace(x.state, evidence=Evidence()), event)
+            x.set(aftercare=Aftercare(x.state.current or "", previous, until, evidence, drifted=True))
+            x.owe("shadow")
+    return Phase.IDLE
+
+
+def _reopen(x: Scene, open_test: Aftercare) -> Phase:
+    """Late labels have spoken against a confirmed version: it is on probation again, and the judge is heard there."""
+    here = slot(x.state, open_test.digest)
+    assert here is not None, "what runs has a slot"  # noqa: S101
+    x.set(candidate=Candidate(here.release, Way.FORWARD, Reached.PASSED, x.state.link), timer=None)
+    x.set(evidence=open_test.evidence)
+    x.note("probation", f"{here.release.version} is on probation again: labels came late", release=here.release)
     return Phase.PROBATION
 
 
@@ -236,7 +282,11 @@ def probation_runs(x: Scene) -> Phase:
             level="warning",
             evidence=verdict.evidence,
         )
-        x.block(release.digest, Cause.FAILED, verdict.reason)
+        if x.state.aftercare is not None and x.state.aftercare.drifted:
+            # It had proved itself; it is the input that moved away from it, and may come back.
+            x.postpone(release, verdict.reason)
+        else:
+            x.block(release.digest, Cause.FAILED, verdict.reason)
         return x.leave(verdict.reason, unconfirm=True)
     if verdict.standing is Standing.GOOD and x.state.doing is None:
         timer = x.state.timer
@@ -263,7 +313,21 @@ def _confirmed(x: Scene) -> Phase:
         alarms=(),
     )
     x.note("confirmed", f"{release.version} is confirmed", release=release)
+    x.set(aftercare=_open_test(x))
     return arrived(x)
+
+
+def _open_test(x: Scene) -> Aftercare | None:
+    """What is left to decide by labels that come late, if anything is."""
+    known, release, rules = x.state.aftercare, x.candidate.release, x.answers.rules
+    if known is not None and known.digest == release.digest and not known.drifted:
+        return replace(known, evidence=x.state.evidence)
+    previous = x.candidate.judged_against
+    there = slot(x.state, previous)
+    if rules.label_horizon_s <= 0 or x.candidate.way is not Way.FORWARD or there is None or not there.confirmed:
+        return None
+    until = Timer.after(x.event.at, rules.label_horizon_s)
+    return Aftercare(release.digest, there.release.digest, until, x.state.evidence)
 
 
 def probation_failed(x: Scene) -> Phase:

@@ -62,6 +62,15 @@ def describe(state: State) -> dict[str, Any]:
         }
         if state.phase is Phase.PROBATION
         else None,
+        "open_test": None
+        if state.aftercare is None
+        else {
+            "against": _named(state, state.aftercare.previous),
+            "until": state.aftercare.until.wall,
+            "drifted": state.aftercare.drifted,
+            "only_new": state.aftercare.evidence.total.only_new,
+            "only_old": state.aftercare.evidence.total.only_old,
+        },
         "check": {
             "state": state.watch.kind.value,
             "last_ok": state.watch.last_ok or None,

@@ -98,6 +98,13 @@ class SetFallback(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class SetShadow(Effect):
+    """Make the `shadow` link name `target`, so that inference compares the two, or remove it. Answer Finished."""
+
+    target: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Stop(Effect):
     """The safe action `stop`: remove `current`; inference idles and says why. Answer Finished."""
 

@@ -55,7 +55,10 @@ class Counts:
     """Cumulative counts of one version in one inference epoch; evidence is the difference of two of these.
 
     `busy_s` counts seconds in which frames came. The four pair counts compare running and shadow model on the same
-    labelled frames. `faults` are crashes, hangs and NaN; `faulted` frames blame nobody and are not among them.
+    labelled frames; `slower_new` counts frames on which the running model alone broke its promised time and took more
+    than twice as long, `slower_old` the other way round. `faults` are crashes, hangs and NaN; `faulted` frames blame
+    nobody and are not among them. `right` and `wrong` are thinned: labels of neighbouring frames count once.
+    `confident` results have a confidence, whose sum, in thousandths, is `confidence`.
     """
 
     frames: int = 0
@@ -69,6 +72,10 @@ class Counts:
     only_new: int = 0
     only_old: int = 0
     both_wrong: int = 0
+    slower_new: int = 0
+    slower_old: int = 0
+    confident: int = 0
+    confidence: int = 0
 
 
 @dataclass(frozen=True, slots=True)

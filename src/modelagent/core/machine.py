@@ -360,8 +360,10 @@ def _close(old: State, x: Scene) -> tuple[State, tuple[effects.Effect, ...]]:
 def _lasting(state: State) -> State:
     """The part of the state whose every change is written at once."""
     calm = State("")
+    after = state.aftercare
     return replace(
         state,
+        aftercare=None if after is None else replace(after, evidence=calm.evidence),
         evidence=calm.evidence,
         running=None,
         again=False,
@@ -373,6 +375,7 @@ def _lasting(state: State) -> State:
 
 
 def _evidence_due(old: State, x: Scene) -> bool:
-    if x.state.evidence == old.evidence or x.state.phase is not PROBATION:
+    gathered = x.state.evidence != old.evidence and x.state.phase is PROBATION
+    if not gathered and x.state.aftercare == old.aftercare:
         return False
     return x.state.saved is None or x.state.saved.left(x.event.at) <= 0

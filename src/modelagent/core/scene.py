@@ -253,6 +253,7 @@ class Scene:
             standby=None,
             timer=None,
             evidence=Evidence(),
+            aftercare=None,
             waiting="",
             going=Going(leaving, target, reason, unconfirm, refused=refused),
         )
@@ -369,6 +370,10 @@ class Scene:
         self.set(owed=(*rest, Owed(kind, number, known.failures if known else 0)))
         if kind == "fallback":
             self.effects.append(effects.SetFallback(self.state.model, number, self.state.fallback))
+        elif kind == "shadow":
+            open_test = self.state.aftercare
+            wanted = open_test.previous if open_test is not None and open_test.drifted else None
+            self.effects.append(effects.SetShadow(self.state.model, number, wanted))
         else:
             self.effects.append(effects.Stop(self.state.model, number, self.state.waiting))
 
@@ -404,6 +409,8 @@ class Scene:
         """Arrived in Idle: forget what is over, and sweep."""
         state, keep_slots = self.state, self.answers.rules.keep_slots
         needed = {state.current, state.fallback, state.running}
+        if state.aftercare is not None:  # late labels may still decide for it
+            needed.add(state.aftercare.previous)
         confirmed = sorted(
             (s for s in state.slots if s.confirmed and not block_reason(state, s.release)),
             key=lambda s: s.release.number,

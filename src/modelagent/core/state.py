@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 
 from modelagent.core.events import ConfigWish, Counts, Instant, Link, Runs, SlotFacts, Wave
-from modelagent.core.verdicts import Allow, ProbationVerdict, Standing, Verdict
+from modelagent.core.verdicts import Allow, ProbationVerdict, Standing, SteadyVerdict, Verdict
 from modelagent.manifest import Release
 
 SCHEMA = 1
@@ -206,6 +206,21 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class Aftercare:
+    """A confirmed version whose comparison with the previous one is still open, because labels come late.
+
+    `drifted`: opened by a drift alarm, with a shadow of its own, and not by the end of its probation. Until `until` the
+    previous version is kept on disk, and a decision still leads back to it.
+    """
+
+    digest: str
+    previous: str
+    until: Timer
+    evidence: Evidence
+    drifted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Pin:
     """A wanted version, and who wants it."""
 
@@ -290,6 +305,7 @@ class State:
     declined: tuple[Declined, ...] = ()
     attempts: Attempts = field(default_factory=Attempts)
     evidence: Evidence = field(default_factory=Evidence)
+    aftercare: Aftercare | None = None
     live_s: float = 0.0  # seconds in Activating with inference alive
     heard: Instant | None = None  # when health last spoke
     saved: Timer | None = None  # when evidence is next worth writing
@@ -313,6 +329,7 @@ class Rules:
     postpone_s: float = 3600.0  # first postponement, doubling
     postpone_max_s: float = 7 * 86400.0
     activation_s: float = 120.0  # live seconds for a candidate to come up
+    label_horizon_s: float = 0.0  # how long late labels may still decide after a confirmation; 0: not at all
     keep_slots: int = 3  # confirmed slots kept beside current and fallback
     seen: int = 256
 
@@ -328,6 +345,7 @@ class Answers:
     canary_free: bool = True  # the device's token: one canary at a time
     load_free: bool = True  # the device's token: one load at a time
     probation: ProbationVerdict = field(default_factory=lambda: ProbationVerdict(Standing.OPEN, ""))
+    steady: SteadyVerdict = field(default_factory=SteadyVerdict)
     rules: Rules = field(default_factory=Rules)
 
 
@@ -341,7 +359,7 @@ def subtract(one: Counts, other: Counts) -> Counts:
     return Counts(*(getattr(one, f.name) - getattr(other, f.name) for f in fields(Counts)))
 
 
-_PAIRS = frozenset({"both_right", "only_new", "only_old", "both_wrong"})
+_PAIRS = frozenset({"both_right", "only_new", "only_old", "both_wrong", "slower_new", "slower_old"})
 
 
 def gather(state: State, event: Runs) -> Evidence:

@@ -86,6 +86,18 @@ class Standing(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class SteadyVerdict:
+    """The drift judge's answer about a confirmed version: `alarm` says what changed, empty while nothing has.
+
+    `compare`: the settings ask that the previous version be run on the same frames and be gone back to if it is better.
+    """
+
+    alarm: str = ""
+    compare: bool = False
+    evidence: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class ProbationVerdict:
     """The probation judge's answer; `drift` is an alarm about the input, beside the standing, never a verdict."""
 

@@ -51,6 +51,7 @@ class Counts:
         self.faulted = 0
         self.faults = dict.fromkeys(FAULTS, 0)
         self.labels = dict.fromkeys(LABELS, 0)
+        self.samples = dict.fromkeys(("right", "wrong"), 0)  # labels, but one of neighbouring frames: for the judges
         self.busy_s = 0
         self.latency = Histogram(LATENCY_BOUNDS)
         self.confidence = Histogram(CONFIDENCE_BOUNDS)
@@ -89,6 +90,7 @@ class Counts:
             "confidence": self.confidence.report(),
             "classes": {("other" if k < 0 else str(k)): n for k, n in self.classes.items()},
             "labels": dict(self.labels),
+            "samples": dict(self.samples),
         }
 
 

@@ -71,12 +71,16 @@ class Line:
             outlets.append(Outlet(SqliteSink(options.keep_dir / "results.db", max_bytes=options.max_bytes)))
         if options.jsonl:
             outlets.append(Outlet(JsonlSink(options.keep_dir / "results.jsonl", max_bytes=options.max_bytes)))
-        self.records = Records(options.name, epoch, outlets, recent=options.recent, horizon=options.label_horizon)
+        self.records = Records(
+            options.name, epoch, outlets, recent=options.recent, horizon=options.label_horizon, thin_s=options.thin_s
+        )
         self.buffer = FrameBuffer(options.queue, options.overflow, self._dropped)
         if self._source is not None:
             self._source.lose = self.buffer.lose
         self._events: queue.SimpleQueue[Event | Worker] = queue.SimpleQueue()
-        self.shadow = Shadow(share=options.shadow_share, ring=options.shadow_ring, died=self._post)
+        self.shadow = Shadow(
+            share=options.shadow_share, ring=options.shadow_ring, died=self._post, thin_s=options.thin_s
+        )
         self.server = Server(options.name, self.buffer, self.records, self.shadow, self._post)
         self.handover = Handover(
             options,
@@ -247,7 +251,7 @@ class Line:
             "fell_back": handover.fell_back,
             "idle": handover.idle,
             "counters": self.records.tally.report(),
-            "shadow": self.shadow.report(),
+            "shadow": self.shadow.report(running.digest if running is not None else None),
             "source": {
                 "kind": self.options.source.kind,
                 "rate_fps": self._source.rate_fps if self._source is not None else 0.0,

@@ -39,6 +39,7 @@ class ModelOptions:
     recent: int = 20_000  # results kept in memory for labels that come later
     shadow_share: float = 0.2
     shadow_ring: int = 256
+    thin_s: float = 0.0  # seconds between two samples for the judges
     worker_argv: tuple[str, ...] = WORKER
 
 
@@ -97,6 +98,7 @@ class LoopOptions:
                 label_horizon=model.label_horizon,
                 shadow_share=model.shadow.rate,
                 shadow_ring=model.shadow.ring,
+                thin_s=model.probation.thin,
             )
             for name, model in settings.models.items()
         )

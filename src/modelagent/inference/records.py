@@ -13,12 +13,15 @@ Any thread may call.
 
 import time
 from array import array
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from modelagent.inference.counters import Tally
 from modelagent.inference.decisions import Decision
 from modelagent.inference.frames import Frame
 from modelagent.inference.results import Outlet, Row
+
+_SPANS = 20_000  # remembered; labels that come later than so many samples count once more at worst
 
 
 class _Recent:
@@ -61,9 +64,19 @@ class Records:
         outlets: where rows go.
         recent: results remembered for labels.
         horizon: seconds after which a label is late.
+        thin_s: of labelled frames within so many seconds one is counted as a sample; 0: every one.
     """
 
-    def __init__(self, model: str, epoch: str, outlets: Sequence[Outlet], *, recent: int, horizon: float) -> None:
+    def __init__(
+        self,
+        model: str,
+        epoch: str,
+        outlets: Sequence[Outlet],
+        *,
+        recent: int,
+        horizon: float,
+        thin_s: float = 0.0,
+    ) -> None:
         self.tally = Tally()
         self.outlets = tuple(outlets)
         self.last: tuple[str, float] | None = None
@@ -72,6 +85,8 @@ class Records:
         self._number = 0
         self._recent = _Recent(recent)
         self._horizon = horizon
+        self._thin_s = thin_s
+        self._sampled: OrderedDict[int, None] = OrderedDict()  # spans of `thin_s` that have their sample
 
     def done(self, frame: Frame, digest: str, version: str, decision: Decision, latency_us: float) -> str:
         """A frame has its result; returns the id."""
@@ -150,7 +165,8 @@ class Records:
                 self.tally.of(running).labels["late" if known else "unknown"] += 1
                 return None
             digest, prediction, mono, before = self._recent.take(place)
-            labels = self.tally.of(digest).labels
+            counts = self.tally.of(digest)
+            labels = counts.labels
             if before:
                 labels["duplicate"] += 1
                 return None
@@ -159,7 +175,21 @@ class Records:
                 return None
             verdict = right if right is not None else label == prediction
             labels["right" if verdict else "wrong"] += 1
+            if self._is_sample(mono):
+                counts.samples["right" if verdict else "wrong"] += 1
             return verdict
+
+    def _is_sample(self, mono: float) -> bool:
+        """Whether this labelled frame is the first of its span: neighbours show the same scene."""
+        if self._thin_s <= 0.0:
+            return True
+        span = int(mono / self._thin_s)
+        if span in self._sampled:
+            return False
+        self._sampled[span] = None
+        if len(self._sampled) > _SPANS:
+            self._sampled.popitem(last=False)
+        return True
 
     def close(self, timeout: float) -> None:
         """Write out what waits."""

@@ -215,7 +215,15 @@ class Server:
             self._answered = now
             name = self._records.done(frame, worker.digest, worker.version, decision, latency_us)
             worker.healthy += 1
-            self._shadow.keep(name, worker.digest, frame.arrays, decision.prediction)
+            self._shadow.keep(
+                name,
+                worker.digest,
+                frame.arrays,
+                decision.prediction,
+                mono=frame.mono,
+                us=exchange.invoke_ns / 1e3,
+                budget_us=worker.budget_us,
+            )
             return None
         if reply is Reply.HUNG:
             return "hang", f"no answer to frame {frame.id} within {worker.hang_s:g} s"

@@ -6,10 +6,11 @@ that come of it. It does not know what the counts prove: `judges/probation.py` d
     shadow = Shadow(share=0.2, ring=256)
     shadow.arm(key, "<digest>", "<running digest>")     # another key: the counts begin anew
     shadow.give(worker)                                 # a thread runs what is kept, labelled frames first
-    shadow.keep(result_id, frame.arrays, prediction)    # the serving thread: never waits for the shadow
+    shadow.keep(result_id, digest, frame.arrays, prediction)    # the serving thread: never waits for the shadow
     shadow.label(result_id, 7, None)
 
-Frames live in this ring only and never touch a disk.
+Frames live in this ring only and never touch a disk. What both said of a frame is kept when the frame is gone, and when
+the shadow is: a label that comes late still makes a pair.
 """
 
 import threading
@@ -24,15 +25,21 @@ from modelagent.inference.exchange import OK, Reply
 from modelagent.inference.workers import Worker
 
 _PAIRS = ("both_right", "only_new", "only_old", "both_wrong")
+_COUNTS = ("frames", *_PAIRS, "agree", "slower_new", "slower_old")
+_PATIENCE = 20_000  # pairs that wait for a label
 
 
 class _Kept:
     """One frame of the ring."""
 
-    __slots__ = ("arrays", "generation", "label", "new", "old", "ran", "right")
+    __slots__ = ("arrays", "budget_us", "generation", "label", "new", "old", "ran", "right", "us")
 
-    def __init__(self, arrays: tuple[npt.NDArray[Any], ...], new: int | None, generation: int) -> None:
+    def __init__(
+        self, arrays: tuple[npt.NDArray[Any], ...], new: int | None, generation: int, us: float, budget_us: float
+    ) -> None:
         self.arrays = arrays
+        self.us = us  # time that the running version took
+        self.budget_us = budget_us  # and what it promised
         self.generation = generation
         self.new = new  # what the running version said
         self.old: int | None = None  # what the shadow says
@@ -47,10 +54,11 @@ class Shadow:
     Args:
         share: of the frames that are kept, 0 to 1: neighbouring frames prove little more than one.
         ring: frames kept.
+        thin_s: seconds between two frames that are kept, at least.
         died: called, in the shadow's thread, when the worker ended or hung.
     """
 
-    def __init__(self, *, share: float, ring: int, died: Callable[[Worker], None]) -> None:
+    def __init__(self, *, share: float, ring: int, died: Callable[[Worker], None], thin_s: float = 0.0) -> None:
         self.worker: Worker | None = None
         self._share = share
         self._capacity = ring
@@ -60,6 +68,10 @@ class Shadow:
         self._urgent: deque[str] = deque()
         self._pending: deque[str] = deque()
         self._due = 0.0
+        self._thin_s = thin_s
+        self._not_before = 0.0
+        self._waiting: OrderedDict[str, _Kept] = OrderedDict()  # both have spoken, the truth is not known yet
+        self._of = ""  # the version that the counts are about
         self._generation = 0
         self._key: Hashable = None
         self._digest = ""
@@ -72,10 +84,12 @@ class Shadow:
         """Compare `running` with the shadow `digest` from now on; counts go on only under the same key."""
         with self._changed:
             if key != self._key:
-                self._counts = dict.fromkeys(("frames", *_PAIRS, "agree"), 0)
+                self._counts = dict.fromkeys(_COUNTS, 0)
+                self._waiting.clear()
             if (key, running) != (self._key, self._running):
                 self._forget()
             self._key, self._digest, self._running = key, digest, running
+            self._of = running
 
     def disarm(self) -> None:
         """Keep nothing; the counts are reported until another key comes or `clear`."""
@@ -84,22 +98,43 @@ class Shadow:
             self._forget()
 
     def clear(self) -> None:
-        """There is no shadow any more."""
+        """There is no shadow any more; the counts are reported as long as labels may still come."""
         self.disarm()
         self._key = None
 
-    def keep(self, name: str, digest: str, arrays: tuple[npt.NDArray[Any], ...], prediction: int | None) -> None:
-        """Keep a frame that version `digest` has decided, if its turn has come."""
-        if digest != self._running or prediction is None:
+    def keep(
+        self,
+        name: str,
+        digest: str,
+        arrays: tuple[npt.NDArray[Any], ...],
+        prediction: int | None,
+        *,
+        mono: float = 0.0,
+        us: float = 0.0,
+        budget_us: float = 0.0,
+    ) -> None:
+        """Keep a frame that version `digest` has decided, if its turn has come.
+
+        Args:
+            name: id of the result.
+            digest: of the version that made it.
+            arrays: the frame.
+            prediction: what it said.
+            mono: when the frame came, seconds since boot.
+            us: time of the inference alone, microseconds.
+            budget_us: what the version promised; 0: times are not compared.
+        """
+        if digest != self._running or prediction is None or mono < self._not_before:
             return
         self._due += self._share
         if self._due < 1.0:
             return
         self._due -= 1.0
+        self._not_before = mono + self._thin_s
         with self._changed:
             if digest != self._running:
                 return
-            self._kept[name] = _Kept(arrays, prediction, self._generation)
+            self._kept[name] = _Kept(arrays, prediction, self._generation, us, budget_us)
             self._pending.append(name)
             if len(self._kept) > self._capacity:
                 self._kept.popitem(last=False)
@@ -108,20 +143,25 @@ class Shadow:
     def label(self, name: str, label: int | None, right: bool | None) -> None:
         """The truth about a result: counts if the frame is kept; goes first if it has not been run yet."""
         with self._changed:
-            kept = self._kept.get(name)
+            kept = self._kept.get(name) or self._waiting.get(name)
             if kept is None or kept.label is not None or kept.right is not None:
                 return
             kept.label, kept.right = label, right
             if kept.ran:
                 self._settle(kept)
+                self._waiting.pop(name, None)
             else:
                 self._urgent.append(name)
                 self._changed.notify()
 
-    def report(self) -> dict[str, Any] | None:
-        """The `shadow` of health.json."""
+    def report(self, running: str | None = None) -> dict[str, Any] | None:
+        """The `shadow` of health.json, while `running` serves."""
         with self._changed:
-            return None if self._key is None else {"digest": self._digest, **self._counts}
+            if self._key is None and running != self._of:
+                self._waiting.clear()
+            if self._key is None and not self._waiting:
+                return None
+            return {"digest": self._digest, **self._counts}
 
     def give(self, worker: Worker) -> None:
         """Run the kept frames with this worker, in a thread of its own."""
@@ -175,12 +215,31 @@ class Shadow:
                 decision = worker.decide()
             except ValueError:  # an output that cannot be: nothing to compare
                 continue
-            with self._changed:
-                kept.old = decision.prediction
-                if kept.generation == self._generation:  # the ring was not emptied meanwhile
-                    self._counts["frames"] += 1
-                    self._counts["agree"] += kept.old == kept.new
-                    self._settle(kept)
+            self._take(kept, decision.prediction, worker.exchange.invoke_ns / 1e3)
+
+    def _take(self, kept: _Kept, old: int | None, us: float) -> None:
+        """Both have spoken of this frame."""
+        with self._changed:
+            kept.old = old
+            if kept.generation != self._generation:  # the ring was emptied meanwhile
+                return
+            self._counts["frames"] += 1
+            self._counts["agree"] += kept.old == kept.new
+            # The shadow runs at the lowest priority: waiting for a processor can only speak for the running version.
+            self._counts["slower_new"] += 0.0 < kept.budget_us < kept.us and kept.us > 2.0 * us
+            self._counts["slower_old"] += 0.0 < kept.budget_us < us and us > 2.0 * kept.us
+            self._settle(kept)
+            if kept.label is None and kept.right is None:
+                self._wait_for_truth(kept)
+
+    def _wait_for_truth(self, kept: _Kept) -> None:
+        kept.arrays = ()  # only the two answers are needed now
+        name = next((name for name, one in reversed(self._kept.items()) if one is kept), None)
+        if name is not None:
+            del self._kept[name]
+            self._waiting[name] = kept
+            if len(self._waiting) > _PATIENCE:
+                self._waiting.popitem(last=False)
 
     def _next(self) -> _Kept | None:
         for queue in (self._urgent, self._pending):

@@ -73,6 +73,7 @@ class Worker:
         self.slot = slot
         self.digest = slot.digest
         self.version = slot.manifest.version
+        self.budget_us = slot.manifest.limits.latency_ms * 1e3  # promised for one inference
         self.decider = Decider(slot.manifest)
         self.hang_s = max(slot.manifest.limits.latency_ms * 20 / 1000.0, options.hang_s)
         self.exchange = ParentSide(slot.layout)

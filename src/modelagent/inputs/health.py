@@ -12,6 +12,7 @@ others, from frames without results. Freshness is judged by `seq` alone, never b
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ SCHEMA: Final = 1
 MAX_BYTES: Final = 4 * 1024 * 1024
 STALE_S: Final = 10.0  # ten times the interval at which inference writes
 HARD: Final = ("crash", "hang", "not-finite")  # the model file's own doing, wherever it runs
-_PAIRS: Final = ("both_right", "only_new", "only_old", "both_wrong")
+_PAIRS: Final = ("both_right", "only_new", "only_old", "both_wrong", "slower_new", "slower_old")
 
 
 class _Doubt(Exception):  # noqa: N818 - not an error: the file simply says nothing that can be used
@@ -158,7 +159,9 @@ def _runs(record: Mapping[str, Any], link: Link | None, epoch: str) -> EventFact
     counters = _dict(record.get("counters", {}), "counters")
     own = _dict(counters.get(digest, {}), f"counters.{digest}") if digest is not None else {}
     labels = _dict(own.get("labels", {}), "labels")
+    samples = _dict(own.get("samples", labels), "samples")  # an inference of an earlier version thins nothing
     faults = _dict(own.get("faults", {}), "faults")
+    confident, confidence = _confidence(own.get("confidence"))
     pairs = {name: _count(shadow or {}, name, 0) for name in _PAIRS}
     counts = Counts(
         frames=_count(own, "frames", 0),
@@ -166,8 +169,10 @@ def _runs(record: Mapping[str, Any], link: Link | None, epoch: str) -> EventFact
         dropped=_count(own, "dropped", 0),
         faults=sum(_count(faults, code, 0) for code in HARD),
         busy_s=_count(own, "busy_s", 0),
-        right=_count(labels, "right", 0),
-        wrong=_count(labels, "wrong", 0),
+        right=_count(samples, "right", 0),
+        wrong=_count(samples, "wrong", 0),
+        confident=confident,
+        confidence=confidence,
         **pairs,
     )
 
@@ -175,6 +180,25 @@ def _runs(record: Mapping[str, Any], link: Link | None, epoch: str) -> EventFact
         return Runs(at, draw, link=link, digest=digest, epoch=epoch, counts=counts, shadow=shadow_digest)
 
     return make
+
+
+def _confidence(value: object) -> tuple[int, int]:
+    """Number and sum (thousandths) of a histogram of confidences, each counted as the middle of its bucket."""
+    found = {} if value is None else _dict(value, "confidence")
+    bounds, counts = found.get("bounds", []), found.get("counts", [])
+    if not isinstance(bounds, list) or not isinstance(counts, list) or len(counts) not in (0, len(bounds) + 1):
+        raise _Doubt("confidence: expected bounds and one count more than these")
+    number = total = 0
+    below = 0.0
+    for bound, count in zip([*bounds, 1.0], counts, strict=False):
+        good = isinstance(bound, int | float) and not isinstance(bound, bool) and math.isfinite(bound)
+        if not good or not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise _Doubt(f"confidence: found {_show(bound)} and {_show(count)}, expected a bound and a count")
+        middle = min(1.0, max(0.0, (below + bound) / 2.0))
+        below = bound
+        number += count
+        total += count * round(middle * 1000)
+    return number, total
 
 
 def _link(value: object) -> Link | None:

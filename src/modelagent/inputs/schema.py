@@ -312,6 +312,14 @@ class Probation(Section):
     frames: int = Field(default=500, ge=1, description="healthy inferences wanted")
     seconds: Duration = Field(default=60.0, description="seconds with frames wanted")
     labels: int = Field(default=0, ge=0, description="labelled results wanted; 0: none, but they count if they come")
+    limit_frames: int = Field(default=50_000, ge=1, description="healthy inferences after which undecided ends too")
+    limit_seconds: Duration = Field(default=86_400.0, description="seconds with frames after which it does; both count")
+    undecided: Literal["confirm", "revert"] = Field(default="confirm", description="what follows from undecided")
+    thin: Duration = Field(
+        default=1.0,
+        le=86400,
+        description="of labelled results within so long one counts: neighbours are no news; 0: all",
+    )
     error_p0: Probability = Field(default=0.05, description="error rate that is surely fine")
     error_p1: Probability = Field(default=0.15, description="error rate that is surely bad")
     alpha: Probability = Field(default=0.01, description="chance to revert a good version, all tests together")
@@ -327,6 +335,24 @@ class Probation(Section):
         if self.error_p0 >= self.error_p1:
             raise ValueError(f"error_p0 ({self.error_p0}) must be below error_p1 ({self.error_p1})")
         return self
+
+
+class Drift(Section):
+    """[models.<name>.drift]: watching a confirmed version for a change of its input."""
+
+    enabled: bool = Field(default=True, description="watch labelled errors")
+    baseline: int = Field(default=200, ge=100, le=100_000, description="labelled results that say what is normal")
+    factor: float = Field(
+        default=2.0, gt=1, le=100, description="error rate to be found, in multiples of the normal one"
+    )
+    run_length: int = Field(
+        default=10_000, ge=100, le=10**9, description="labelled results from one false alarm to the next, at least"
+    )
+    confidence: bool = Field(default=True, description="watch the mean confidence too")
+    block: Duration = Field(default=10.0, gt=0, le=86400, description="frames of so long give one mean confidence")
+    revert: bool = Field(
+        default=False, description="true: after an alarm run the previous version beside, and go back if it is better"
+    )
 
 
 class Shadow(Section):
@@ -354,6 +380,7 @@ class Model(Section):
     results: Results = Results()
     runtime: Runtime = Runtime()
     probation: Probation = Probation()
+    drift: Drift = Drift()
     shadow: Shadow = Shadow()
 
     @property

@@ -49,6 +49,15 @@ class BernoulliChart:
         value = max(0.0, self.value + math.log(ratio))
         return dataclasses.replace(self, value=value, count=self.count + 1)
 
+    def after_many(self, yes: int, no: int) -> Self:
+        """The chart after outcomes whose order is not known, spread evenly; ends early at an alarm."""
+        chart, total = self, yes + no
+        for number in range(total):
+            chart = chart.after((number + 1) * yes // total > number * yes // total)
+            if chart.alarm:
+                break
+        return chart
+
     @property
     def alarm(self) -> bool:
         """Whether the level has changed."""

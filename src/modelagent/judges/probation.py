@@ -8,12 +8,14 @@ is done about the verdict.
     verdict.drift       # "" or an alarm about the input, beside the standing
 
 What condemns: a hard fault (crash, hang, NaN) at once; and the previous model, run on the *same* frames, proving better
-in a sequential McNemar test (an SPRT on the discordant pairs, coin against `pair_p1`). What alarms only: labelled
-errors above `error_p0` while the previous model does no better, which says that the input changed and not that the
-model is bad. Confidence and class mix decide nothing here. `alpha` is one budget: it is split evenly over the tests
-(Bonferroni), so that all of them together revert or alarm without cause at most that often.
+in a sequential McNemar test (an SPRT on the discordant pairs, coin against `pair_p1`): once on labels, once on time,
+where a pair is discordant when one model broke its promised time and took more than twice as long as the other. What
+alarms only: labelled errors above `error_p0` while the previous model does no better, which says that the input changed
+and not that the model is bad. Confidence and class mix decide nothing here. `alpha` is one budget: it is split over the
+tests (Bonferroni), so that all of them together revert or alarm without cause at most that often.
 
-Ends are counted in frames and in seconds with frames, never in wall time: an idle line waits.
+Ends are counted in frames and in seconds with frames, never in wall time: an idle line waits. Labels may come when the
+probation has long ended well; the same counts then go on being judged, and nothing but the comparison can condemn.
 """
 
 from dataclasses import dataclass
@@ -23,7 +25,11 @@ from modelagent.core.events import Counts
 from modelagent.core.verdicts import ProbationVerdict, Standing
 from modelagent.judges.sequential import Decision, Sprt
 
-_TESTS: Final = 2  # paired comparison and error rate share alpha
+# How the comparison by labels, the error rate and the comparison by time share alpha. Times come with every frame, so
+# their test can afford the smallest part; a doubled error rate is to be called within 110 labels.
+_BY_LABELS: Final = 0.4
+_BY_ERRORS: Final = 0.5
+_BY_TIME: Final = 0.1
 # An undecided comparison holds a good end back once it has this share of what proof needs: one unlucky frame must not.
 _LEANING: Final = 0.25
 
@@ -34,7 +40,8 @@ class ProbationCriteria:
 
     Args:
         frames, busy_s: healthy results and seconds with frames that are enough.
-        limit_frames, limit_busy_s: at both, an undecided probation ends all the same.
+        limit_frames, limit_busy_s: at both, an undecided probation ends all the same,
+        undecided_good: well, or else badly.
         labels: labelled frames that are wanted before a good end; 0: none needed.
         pair_p1: share of discordant pairs won by the previous model that must not be missed (0.5 is a tie).
         error_p0, error_p1: error rate that is normal, and one that calls for an alarm.
@@ -46,6 +53,7 @@ class ProbationCriteria:
     busy_s: int = 60
     limit_frames: int = 50_000
     limit_busy_s: int = 86_400
+    undecided_good: bool = True
     labels: int = 0
     pair_p1: float = 0.7
     error_p0: float = 0.10
@@ -64,9 +72,11 @@ def judge_probation(evidence: Counts, criteria: ProbationCriteria) -> ProbationV
         evidence: differences of counts since the first health record of this activation.
         criteria: from the settings; `error_p0` best from the candidate's own canary.
     """
-    paired = Sprt(0.5, criteria.pair_p1, criteria.alpha / _TESTS, criteria.beta)
-    errors = Sprt(criteria.error_p0, criteria.error_p1, criteria.alpha / _TESTS, criteria.beta)
+    paired = Sprt(0.5, criteria.pair_p1, criteria.alpha * _BY_LABELS, criteria.beta)
+    timed = Sprt(0.5, criteria.pair_p1, criteria.alpha * _BY_TIME, criteria.beta)
+    errors = Sprt(criteria.error_p0, criteria.error_p1, criteria.alpha * _BY_ERRORS, criteria.beta)
     comparison = paired.decide(evidence.only_old, evidence.only_new)
+    slower = timed.decide(evidence.slower_new, evidence.slower_old)
     elevated = errors.decide(evidence.wrong, evidence.right) is Decision.HIGH
     pairs = evidence.both_right + evidence.only_new + evidence.only_old + evidence.both_wrong
     lean = paired.evidence(evidence.only_old, evidence.only_new)
@@ -85,6 +95,9 @@ def judge_probation(evidence: Counts, criteria: ProbationCriteria) -> ProbationV
         "paired": comparison.value,
         "paired_evidence": lean,
         "paired_threshold": paired.upper,
+        "slower_new": evidence.slower_new,
+        "slower_old": evidence.slower_old,
+        "slower": slower.value,
         "error_evidence": errors.evidence(evidence.wrong, evidence.right),
         "error_threshold": errors.upper,
     }
@@ -96,6 +109,13 @@ def judge_probation(evidence: Counts, criteria: ProbationCriteria) -> ProbationV
         text = (
             f"the previous model is better on the same {_count(pairs, 'labelled frame')}: {evidence.only_old} only it "
             f"has right, {evidence.only_new} only this one; chance of that by luck below {paired.alpha:.3g}"
+        )
+        return ProbationVerdict(Standing.BAD, text, drift, numbers)
+    if slower is Decision.HIGH:
+        text = (
+            f"too slow: on {_count(evidence.slower_new, 'frame')} it broke its promised time and took over twice as "
+            f"long as the previous model, the other way round on {evidence.slower_old}; chance of that by luck below "
+            f"{timed.alpha:.3g}"
         )
         return ProbationVerdict(Standing.BAD, text, drift, numbers)
     standing, text = _end(evidence, criteria, comparison, leaning)
@@ -138,7 +158,10 @@ def _end(evidence: Counts, criteria: ProbationCriteria, comparison: Decision, le
     if not missing:
         return Standing.GOOD, f"no fault in {_count(evidence.done, 'frame')} and {evidence.busy_s} s with frames"
     if evidence.done >= criteria.limit_frames and evidence.busy_s >= criteria.limit_busy_s:
-        return Standing.GOOD, f"undecided at the limit of {criteria.limit_frames} frames, kept: {missing}"
+        end = f"undecided at the limit of {criteria.limit_frames} frames"
+        if criteria.undecided_good:
+            return Standing.GOOD, f"{end}, kept: {missing}"
+        return Standing.BAD, f"{end}, left as the settings say: {missing}"
     return Standing.OPEN, f"{seen}; {missing}"
 
 

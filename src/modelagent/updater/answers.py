@@ -13,12 +13,13 @@ from dataclasses import replace
 from typing import Any
 
 from modelagent.core.events import Event, Instant, Runs
-from modelagent.core.state import Answers, Phase, Rules, State, Way, gather
-from modelagent.core.verdicts import Deny, ProbationVerdict, Standing, Verdict
+from modelagent.core.state import Answers, Phase, Rules, State, Way, gather, slot
+from modelagent.core.verdicts import Deny, ProbationVerdict, Standing, SteadyVerdict, Verdict
 from modelagent.inputs.config import Settings
 from modelagent.judges.probation import ProbationCriteria, judge_probation
 from modelagent.policies import Composed, Facts, Gate, Memory, Policy, Question, compose
 from modelagent.policies.standard import standard
+from modelagent.updater.steady import Steady
 
 _log = logging.getLogger("modelagent.policies")
 _NAMES = {
@@ -49,6 +50,7 @@ class Answerer:
         self._memories: dict[str, Memory] = {}
         self._composed: dict[str, dict[Question, Composed]] = {}
         self._loud: set[str] = set()
+        self._steady: dict[str, Steady] = {}
         self.use(settings)
 
     def use(self, settings: Settings) -> None:
@@ -68,7 +70,8 @@ class Answerer:
         model = self._settings.models.get(state.model)
         rules = self._rules
         if model is not None:
-            rules = replace(rules, activation_s=model.probation.timeout_s)
+            rules = replace(rules, activation_s=model.probation.timeout_s, label_horizon_s=model.label_horizon)
+        steady = self._watch(state, event)
         composed = self._ask(state, event.at)
 
         def verdict(question: Question) -> Verdict:
@@ -82,6 +85,7 @@ class Answerer:
             canary_free=all(other.phase is not Phase.CANARY for other in others),
             load_free=all(other.phase not in {Phase.ACTIVATING, Phase.REVERTING} for other in others),
             probation=self._judge(state, event),
+            steady=steady,
             rules=rules,
         )
 
@@ -114,8 +118,12 @@ class Answerer:
     def _facts(self, state: State, at: Instant) -> Facts:
         watch, candidate = state.watch, state.candidate
         wanted = candidate.release if candidate is not None else state.desired.offer
+        steady = self._steady.get(state.model)
         return replace(
             self._read_device(at, state.model),
+            drift=None if steady is None else steady.drift,
+            quality_drop=None if steady is None else steady.quality_drop,
+            alarm=None if steady is None else steady.alarmed,
             last_check=watch.last_ok or None,
             last_check_attempt=watch.last_try or None,
             asked_check=at.wall if watch.asked else None,
@@ -125,23 +133,44 @@ class Answerer:
             needed_mb=wanted.size / 2**20 if wanted is not None else None,
         )
 
+    def _watch(self, state: State, event: Event) -> SteadyVerdict:
+        """Feed the charts of a confirmed version in peace; in every other phase what comes is not theirs."""
+        model = self._settings.models.get(state.model)
+        here = slot(state, state.current)
+        if not isinstance(event, Runs) or model is None or self._offline or here is None or not here.confirmed:
+            return SteadyVerdict()
+        if state.phase in {Phase.ACTIVATING, Phase.PROBATION, Phase.REVERTING} or event.digest != here.release.digest:
+            return SteadyVerdict()
+        steady = self._steady.get(state.model)
+        if steady is None:
+            path = self._settings.paths.state_dir / "steady" / f"{state.model}.json"
+            steady = self._steady[state.model] = Steady(path)
+        return steady.take(event, model.drift)
+
     def _judge(self, state: State, event: Event) -> ProbationVerdict:
         model = self._settings.models.get(state.model)
-        if not isinstance(event, Runs) or state.phase is not Phase.PROBATION or model is None:
+        known = state.aftercare if state.phase is Phase.IDLE else None
+        if not isinstance(event, Runs) or model is None or (state.phase is not Phase.PROBATION and known is None):
             return _UNDECIDED
         wanted = model.probation
-        if not wanted.enabled:
+        if not wanted.enabled and known is None:
             return ProbationVerdict(Standing.GOOD, "the settings ask for no probation")
         criteria = ProbationCriteria(
             frames=wanted.frames,
             busy_s=round(wanted.seconds),
+            limit_frames=wanted.limit_frames,
+            limit_busy_s=round(wanted.limit_seconds),
+            undecided_good=wanted.undecided == "confirm",
             labels=wanted.labels,
             error_p0=wanted.error_p0,
             error_p1=wanted.error_p1,
             alpha=wanted.alpha,
             beta=wanted.beta,
         )
-        return judge_probation(gather(state, event).total, criteria)
+        counts = gather(state if known is None else replace(state, evidence=known.evidence), event).total
+        if state.aftercare is not None:  # it was confirmed: its faults are restarted, and only the comparison condemns
+            counts = replace(counts, faults=0)
+        return judge_probation(counts, criteria)
 
 
 def _show(gate: Gate) -> dict[str, Any]:

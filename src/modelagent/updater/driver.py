@@ -304,6 +304,8 @@ class Driver:
                 self._store(name, order, lambda: store.confirm(order.release.digest))
             case effects.SetFallback():
                 self._store(name, order, lambda: store.set_fallback(order.target))
+            case effects.SetShadow():
+                self._store(name, order, lambda: store.set_shadow(order.target))
             case effects.Stop():
                 self._store(name, order, store.stop)
             case effects.Vacuum():
