@@ -119,6 +119,7 @@ class HttpSource(FrameSource):
                 self._put = put
                 self._serve(listener, selector, stop)
             finally:
+                self.listening.clear()
                 self._farewell(selector)
                 for client in list(self._clients):
                     self._hang_up(client, selector)
@@ -203,10 +204,9 @@ class HttpSource(FrameSource):
         if not client.incoming and client.headers is None and not client.waits:
             client.deadline = time.monotonic() + _UNFINISHED_S
         client.incoming += chunk
-        if len(client.incoming) > self.options.max_bytes + _MAX_HEAD:
-            self._hang_up(client, selector)  # more at once than one request may have
-            return
         self._advance(client, selector)
+        if len(client.incoming) > self.options.max_bytes + _MAX_HEAD and client in self._clients:
+            self._hang_up(client, selector)  # it sends ahead more than one request may have
 
     def _advance(self, client: _Client, selector: selectors.BaseSelector) -> None:
         """Take requests as long as they are whole; one at a time waits for its result."""

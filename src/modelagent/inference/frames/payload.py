@@ -58,6 +58,8 @@ def read(data: bytes, options: SourceOptions) -> Payload:
         return Payload((_raw(data, options),), "")
     except SourceError:
         raise
+    except EOFError as error:
+        raise bad("cut short: the .npy ends before its last number") from error
     except (ValueError, KeyError, TypeError, OSError, MemoryError, OverflowError, zipfile.BadZipFile) as error:
         raise bad(f"not readable: {error}") from error
     except RecursionError as error:
