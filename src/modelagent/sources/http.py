@@ -115,8 +115,8 @@ class HttpSource:
         # Nothing that is not needed: on a metered link the head is most of what a check costs.
         self._session.headers.clear()
         self._session.headers.update({"Accept-Encoding": "identity", "User-Agent": "modelagent"})
-        if ca is not None:
-            self._session.verify = str(ca)
+        # Given with each request: a session's own setting gives way to REQUESTS_CA_BUNDLE of the environment.
+        self._verify: bool | str = True if ca is None else str(ca)
         if client is not None:
             self._session.cert = (str(client[0]), str(client[1]))
         if proxy:
@@ -172,8 +172,8 @@ class HttpSource:
             self.server_time = _http_date(response.headers.get("Date", ""))
             if not response.is_redirect:
                 return response
-            target = urljoin(url, response.headers["Location"])
             self._dismiss(response)
+            target = urljoin(url, response.headers["Location"])
             old, new = urlsplit(url).scheme, urlsplit(target).scheme
             if new not in {"http", "https"} or (old == "https" and new != "https"):
                 raise self._fault(name, "redirect", f"redirected from {old} to {new or 'nowhere'}, never followed")
@@ -185,7 +185,12 @@ class HttpSource:
         for last in (False, True):
             try:
                 return self._session.get(
-                    url, headers=headers, timeout=self._timeouts, stream=True, allow_redirects=False
+                    url,
+                    headers=headers,
+                    timeout=self._timeouts,
+                    stream=True,
+                    allow_redirects=False,
+                    verify=self._verify,
                 )
             except requests.exceptions.Timeout as error:
                 raise self._fault(name, "timeout", f"no whole answer within {self._timeouts[1]:g} s") from error
@@ -200,6 +205,8 @@ class HttpSource:
                 closed = bool(error.args) and isinstance(error.args[0], urllib3.exceptions.ProtocolError)
                 if last or not closed:
                     raise self._fault(name, "unreachable", f"{error}; check network and url") from error
+            except ValueError as error:  # requests looks at where a redirect leads, also when it must not go there
+                raise self._fault(name, "redirect", f"redirected to no address ({error}); check the server") from error
         raise AssertionError("the second round returns or raises")
 
     def _check(self, response: requests.Response, name: str, offset: int) -> tuple[int, int | None]:

@@ -174,20 +174,20 @@ class Transfer:
             if body.total is not None and body.total != length:
                 raise _page(source, name, body) or wrong_length(source, name, body.total, length)
             restarted = start > 0 and body.offset == 0
-            if restarted:
-                partial.rewind(0)
-                start = 0
-            elif body.offset != start:
+            if not restarted and body.offset != start:
                 raise SourceError(
                     f"{source.name}: {name}: asked from byte {start} on, got {body.offset}", code="wrong-range"
                 )
             partial.came_from(source.name, body.validator)
+            at = body.offset
             try:
-                room = length - start
-                for chunk in bounded(body, source=source.name, name=name, room=room, limit=length):
+                for chunk in bounded(body, source=source.name, name=name, room=length - at, limit=length):
                     if abandoned():
                         raise DeviceError(f"{name}: given up on request", code="abandoned")
-                    partial.append(chunk)
+                    # What comes again is held against what is here: a server that begins anew and then turns out to
+                    # be a liar, or is cut off sooner, must not cost what came before.
+                    start = min(start, partial.put(at, chunk))
+                    at += len(chunk)
                     progress(partial.have)
                     if source.remote and self._allowance is not None and partial.have < length:
                         self._allowance.check()
@@ -195,7 +195,7 @@ class Transfer:
                 partial.rewind(start)
                 raise
         if partial.have < length:
-            if start == 0 and looks_like_page(partial.head()):
+            if body.offset == 0 and looks_like_page(partial.head()):
                 partial.rewind(0)
                 raise captive(source.name, name)
             raise SourceError(f"{source.name}: {name}: cut after {partial.have} bytes of {length}", code="cut")
@@ -276,6 +276,18 @@ class _Partial:
         with contextlib.suppress(OSError):
             document = json.dumps({"schema": 1, "source": source, "validator": validator})
             durable.write_atomic(self._origin_path, document.encode(), durable=False)
+
+    def put(self, at: int, chunk: bytes) -> int:
+        """Take bytes that belong at `at`, at most where the file ends now; how much of it is as it was."""
+        before = self.have
+        overlap = min(len(chunk), before - at)
+        if overlap > 0 and os.pread(self._fd, overlap, at) != chunk[:overlap]:
+            self.rewind(at)
+            self.append(chunk)
+            return at
+        if overlap < len(chunk):
+            self.append(chunk[max(0, overlap) :])
+        return before
 
     def append(self, chunk: bytes) -> None:
         """Add bytes that came."""
