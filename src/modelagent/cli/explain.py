@@ -1,8 +1,10 @@
-"""`modelagent explain`: each gate's answer at this moment, with its reason.
+"""`modelagent explain`: each gate's answer at this moment; with a version, every verdict about it in numbers.
 
-This file knows how to word answers. It does not know any gate.
+This file knows how to word answers and verdicts. It does not know any gate or judge.
 
     modelagent explain -m digits      # download: wait until 22:00 (window): outside Mon-Fri 22:00-05:00
+    modelagent explain 1.2.0          # canary: fail: 87.3 % against 93.1 % on the same 300 samples; between ...
+    modelagent explain 1.2.0 --json   # with all evidence
 """
 
 import json
@@ -13,23 +15,31 @@ from typing import Any
 import click
 
 from modelagent.cli import EXIT_CODES, REFUSED, UNREACHABLE, Frame, json_option, model_option, say_error
-from modelagent.cli.show import ago, coloured
+from modelagent.cli.show import ago, coloured, moment
 from modelagent.cli.talk import models_of, settings_of, view
 from modelagent.errors import AgentError
+from modelagent.inputs.config import Settings
+from modelagent.steps.journal import read_history
 
 _LEVELS = {"allow": "ok", "wait": "warning", "deny": "alarm"}
+_OUTCOMES = {"pass": "ok", "fail": "alarm", "insufficient": "warning", "again": "warning"}
 
 
 @click.command(epilog=EXIT_CODES)
+@click.argument("version", required=False, default="")
 @model_option
 @json_option
 @click.pass_obj
-def explain(frame: Frame, model: str) -> None:
+def explain(frame: Frame, version: str, model: str) -> None:
     """Why is something happening, or not: each gate's present answer.
 
-    Only the running updater can say; what it decided earlier, and why, is in the history.
+    Only the running updater can say that. With a VERSION (or the beginning of a digest): what was decided about it on
+    this device, and the numbers behind it, from the history, which needs no updater.
     """
     settings = settings_of(frame)
+    if version:
+        _explain_version(frame, settings, version, model)
+        return
     names = models_of(settings, model)
     try:
         answer = view(settings, "explain", names[0] if len(names) == 1 else None)
@@ -44,6 +54,69 @@ def explain(frame: Frame, model: str) -> None:
         click.echo(json.dumps(result, indent=1))
     else:
         click.echo("\n".join(_lines(result.get("models", {}), time.time())))
+
+
+def _explain_version(frame: Frame, settings: Settings, version: str, model: str) -> None:
+    names = models_of(settings, model)
+    found = [
+        line
+        for line in read_history(settings.paths.state_dir)
+        if line.get("model") in names and (line.get("version") == version or _is_digest(line, version))
+    ]
+    if not found:
+        say_error(frame, f"{version}: nothing was ever decided about it on this device", "unknown-version")
+        raise SystemExit(REFUSED)
+    if frame.json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for line in found:
+        several = f"{line['model']}: " if len(names) > 1 else ""
+        head = coloured(str(line.get("kind", "")), str(line.get("level", "")))
+        click.echo(f"{moment(float(line.get('wall', 0.0)))}  {several}{head}: {line.get('text', '')}")
+        for text in _numbers(line.get("evidence") or {}):
+            click.echo(f"    {text}")
+
+
+def _is_digest(line: Mapping[str, Any], text: str) -> bool:
+    return len(text) >= 8 and str(line.get("digest", "")).startswith(text)
+
+
+def _numbers(evidence: Mapping[str, Any]) -> Iterator[str]:
+    """The evidence of one verdict, a line each: a canary's gates, or the counts of a comparison on live frames."""
+    gates = evidence.get("gates")
+    if isinstance(gates, list):
+        for gate in gates:
+            if isinstance(gate, Mapping):
+                outcome = str(gate.get("outcome", ""))
+                yield f"{gate.get('gate')}: {coloured(outcome, _OUTCOMES.get(outcome, ''))}: {gate.get('text', '')}"
+        for which in ("candidate", "baseline"):
+            if isinstance(run := evidence.get(which), Mapping):
+                yield (
+                    f"{which} {run.get('version')}: {run.get('runtime')} on {run.get('delegate')}, p50 "
+                    f"{_ms(run.get('p50_us'))}, p95 {_ms(run.get('p95_us'))}, at most {_mb(run.get('peak_kb'))}"
+                )
+        return
+    if "paired" in evidence:
+        yield (
+            f"{evidence.get('done')} of {evidence.get('frames')} frames in {evidence.get('busy_s')} s, "
+            f"{evidence.get('faults')} hard faults"
+        )
+        yield f"labelled: {evidence.get('right')} right, {evidence.get('wrong')} wrong"
+        yield (
+            f"on the same labelled frames: {evidence.get('only_new')} only this one right, "
+            f"{evidence.get('only_old')} only the previous one, {evidence.get('both_wrong')} neither"
+        )
+        lean, limit = evidence.get("paired_evidence"), evidence.get("paired_threshold")
+        if isinstance(lean, int | float) and isinstance(limit, int | float):
+            yield f"evidence that the previous one is better: {lean:.2f}, it takes {limit:.2f} to go back"
+
+
+def _ms(us: object) -> str:
+    return f"{us / 1e3:.2f} ms" if isinstance(us, int | float) else "?"
+
+
+def _mb(kb: object) -> str:
+    return f"{kb / 1024:.0f} MB" if isinstance(kb, int | float) else "?"
 
 
 def _lines(models: Mapping[str, Mapping[str, Any]], now: float) -> Iterator[str]:
