@@ -48,7 +48,7 @@ def rebuild(old: BinaryIO | None, delta: BinaryIO, new: BinaryIO, length: int) -
         raise DeltaError(f"the delta is for a file of {header.old_length} bytes, found {old_length}")
     lanes = form.parse_table(words.inflate(read(header.table_packed), header.table_raw), header.old_length, length)
     places = form.new_gaps(lanes, length)
-    base = _gather(old, form.old_gaps(lanes, header.old_length))
+    base = words.dictionary(_gather(old, form.old_gaps(lanes, header.old_length)))
     _scatter(new, places, words.inflate(read(header.rest_packed), sum(size for _, size in places), base))
     del base
     for lane in lanes:
@@ -64,15 +64,16 @@ def rebuild(old: BinaryIO | None, delta: BinaryIO, new: BinaryIO, length: int) -
         raise DeltaError(f"the delta goes on for {left} bytes after its end")
 
 
-def _gather(old: BinaryIO | None, spans: Sequence[tuple[int, int]]) -> bytes:
-    if old is None or not spans:
-        return b""
-    parts = []
+def _gather(old: BinaryIO | None, spans: Sequence[tuple[int, int]]) -> bytearray:
+    if old is None:
+        return bytearray()
+    data = bytearray(sum(size for _, size in spans))
+    view = memoryview(data)
+    done = 0
     for place, size in spans:
         old.seek(place)
-        parts.append(old.read(size))
-    data = parts[0] if len(parts) == 1 else b"".join(parts)
-    if len(data) != sum(size for _, size in spans):
+        done += old.readinto(view[done : done + size])  # type: ignore[attr-defined]
+    if done != len(data):
         raise DeltaError("the old file became shorter")
     return data
 

@@ -27,6 +27,7 @@ from modelagent.delta.form import FILL, MASKED, RAW, SORTED, STREAM, ZSTD
 Words = npt.NDArray[np.unsignedinteger]
 Bytes = npt.NDArray[np.uint8]
 Read = Callable[[int], bytes]  # exactly so many bytes, or DeltaError
+Dictionary = zstandard.ZstdCompressionDict
 Key = tuple[int, int]  # shift and bits of the sort key in the old word
 
 # (values of a symbol, symbols in a byte); the largest value says: look it up behind.
@@ -40,6 +41,12 @@ _UNPACK: Final = tuple(
 )
 
 
+def dictionary(base: bytes | bytearray) -> Dictionary | None:
+    """What a zstd frame may refer to; zstd takes a copy."""
+    # Below eight bytes zstd ignores a dictionary on one side; both must do the same.
+    return zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if len(base) >= 8 else None
+
+
 def word_type(width: int) -> np.dtype[np.unsignedinteger]:
     """The unsigned type of a word."""
     return np.dtype(f"<u{width}")
@@ -48,7 +55,7 @@ def word_type(width: int) -> np.dtype[np.unsignedinteger]:
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def inflate(data: bytes, length: int, base: bytes = b"") -> bytes:
+def inflate(data: bytes, length: int, base: Dictionary | None = None) -> bytes:
     """One zstd frame of exactly `length` bytes; `base` is what it may refer to.
 
     Raises:
@@ -58,7 +65,7 @@ def inflate(data: bytes, length: int, base: bytes = b"") -> bytes:
         stated = zstandard.frame_content_size(data)
         if stated != length:
             raise DeltaError(f"found a compressed part of {stated} bytes, expected {length}")
-        decompressor = zstandard.ZstdDecompressor(dict_data=_dictionary(base), max_window_size=1 << 31)
+        decompressor = zstandard.ZstdDecompressor(dict_data=base, max_window_size=1 << 31)
         found = decompressor.decompress(data, max_output_size=length, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise DeltaError(f"a compressed part is damaged ({error})") from error
@@ -152,7 +159,7 @@ def deflate(data: bytes, base: bytes = b"", *, level: int = 19) -> bytes:
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level, source_size=len(data), dict_size=len(base), window_log=window, enable_ldm=large, write_checksum=False
     )
-    return zstandard.ZstdCompressor(dict_data=_dictionary(base), compression_params=parameters).compress(data)
+    return zstandard.ZstdCompressor(dict_data=dictionary(base), compression_params=parameters).compress(data)
 
 
 def encode(new: Words, old: Words | None, key: Key) -> bytes:
@@ -281,8 +288,3 @@ def _order(old: Words, key: Key) -> npt.NDArray[np.intp]:
     shift, bits = key
     found = np.bitwise_and(np.right_shift(old, shift), (1 << bits) - 1).astype(np.uint8)
     return np.argsort(found, kind="stable")
-
-
-def _dictionary(base: bytes) -> zstandard.ZstdCompressionDict | None:
-    # Below eight bytes zstd ignores a dictionary on one side; both must do the same.
-    return zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if len(base) >= 8 else None
