@@ -120,7 +120,19 @@ class Model:
         for index, array in zip(self._input_indices, arrays, strict=True):
             interpreter.set_tensor(index, array)
         interpreter.invoke()
-        return [interpreter.get_tensor(index) for index in self._output_indices]
+        try:
+            return [interpreter.get_tensor(index) for index in self._output_indices]
+        except ValueError:
+            return self._get_with_empty()
+
+    def _get_with_empty(self) -> list[Array]:
+        """The outputs, where the runtime refuses to give one that has no elements."""
+        found = []
+        for details in self._interpreter.get_output_details():
+            shape = tuple(int(size) for size in details["shape"])
+            empty = 0 in shape
+            found.append(np.zeros(shape, details["dtype"]) if empty else self._interpreter.get_tensor(details["index"]))
+        return found
 
     def reset(self) -> None:
         """Forget what a stateful graph kept from earlier frames."""
