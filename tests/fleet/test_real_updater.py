@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 from broker_rig import PATIENCE, Broker, Operator, wait_until
 from modelagent.errors import AgentError
 from modelagent.inputs.commands import VERBS, VIEWS, WATCH
-from modelagent.inputs.control import ask
+from modelagent.inputs.control import ask, converse
 
 pytestmark = [pytest.mark.broker, pytest.mark.process]
 ARGUMENTS = {
@@ -134,3 +134,49 @@ def test_the_updater_says_goodbye_and_its_status_stays_readable(broker: Broker, 
         assert status["models"]["digits"]["phase"] == "Idle"
     finally:
         operator.close()
+
+
+def test_events_survive_a_killed_updater_while_the_broker_is_away(broker: Broker, updater: Updater) -> None:
+    broker.kill()
+    held = [f"offline-{n}" for n in range(20)]
+    for name in held:
+        ask(updater.socket, {"id": name, "verb": "hold", "model": "digits", "argument": name}, PATIENCE)
+    updater.end(signal.SIGKILL)
+    broker.start()
+    operator = Operator(broker.port)
+    try:
+        updater.start()
+        told: list[str] = []
+        while len(told) < len(held):
+            event = operator.hear_json("/event")
+            if event["kind"] == "held":
+                told.append(event["text"])
+        assert [text.rsplit(" ", 1)[-1] for text in told] == held
+        wait_until(lambda: ask(updater.socket, {"id": "q", "verb": "status"}, 5)["result"]["broker"]["queued"] == 0)
+        updater.end(signal.SIGKILL)
+        updater.start()
+        operator.order(b'{"id":"after","verb":"hold","argument":"after"}')
+        while (event := operator.hear_json("/event"))["kind"] != "held":
+            pass
+        assert event["text"].endswith("after"), "what was acknowledged does not come again"
+    finally:
+        operator.close()
+
+
+def test_a_command_is_not_done_again_after_a_kill_however_many_came_between(broker: Broker, updater: Updater) -> None:
+    for n in range(400):  # more than the state remembers
+        ask(updater.socket, {"id": f"c-{n}", "verb": "resume", "model": "digits"}, PATIENCE)
+    updater.end(signal.SIGKILL)
+    updater.start()
+    for n in (0, 1, 399):
+        assert ask(updater.socket, {"id": f"c-{n}", "verb": "resume", "model": "digits"}, PATIENCE)["duplicate"]
+
+
+def test_a_watcher_hears_events_and_the_status(broker: Broker, updater: Updater) -> None:
+    news = converse(updater.socket, {"id": "w", "verb": "watch"}, PATIENCE)
+    assert next(news)["result"]["status"]["models"]["digits"]["phase"] == "Idle"
+    ask(updater.socket, {"id": "h", "verb": "hold", "argument": "audit"}, PATIENCE)
+    while "held" not in json.dumps(found := next(news)["result"]):
+        pass
+    check("event", found["event"])
+    news.close()

@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -36,6 +36,7 @@ from modelagent.inputs.device import Device, reaches_out
 from modelagent.inputs.edits import Edits, changed_keys, wishes
 from modelagent.inputs.health import Poller, reader
 from modelagent.inputs.labels import spool, sweep
+from modelagent.inputs.ledger import Ledger
 from modelagent.inputs.mqtt import Session
 from modelagent.notify import notify
 from modelagent.policies import Facts
@@ -43,6 +44,7 @@ from modelagent.sinks import Sink, Sinks
 from modelagent.sinks.journal import JournalSink
 from modelagent.sinks.log import LogSink
 from modelagent.sinks.mqtt import BrokerSink
+from modelagent.sinks.watch import WatchSink
 from modelagent.steps.canary import CanaryRunner
 from modelagent.steps.journal import Journal, read_history
 from modelagent.steps.slots import SlotStore
@@ -163,8 +165,14 @@ class Updater:
         self._device = _device(settings)
         self.answerer = Answerer(settings, self._facts, offline=models is not None)
         self.session: Session | None = None
-        self.desk = Desk(submit=self._submit, view=self._view, now=time.time)
-        sinks: list[Sink] = [JournalSink() if JournalSink.here() else LogSink()]
+        ledger = Ledger(paths.state_dir / "commands") if models is None else None
+        self.desk = Desk(submit=self._submit, view=self._view, now=time.time, ledger=ledger)
+        epoch = secrets.token_hex(4)
+        self.control = ControlServer(
+            paths.control_socket, self.desk, group=settings.control.group, mode=settings.control.mode
+        )
+        self._watch = WatchSink(self.control.broadcast, epoch)
+        sinks: list[Sink] = [JournalSink() if JournalSink.here() else LogSink(), self._watch]
         self._broker: BrokerSink | None = None
         if settings.mqtt.host and models is None:
             self.session = Session(
@@ -173,8 +181,9 @@ class Updater:
                 groups=settings.device.groups,
                 desk=self.desk,
                 draw=random.random,
+                keep=paths.state_dir / "outbox",
             )
-            self._broker = BrokerSink(self.session, secrets.token_hex(4))
+            self._broker = BrokerSink(self.session, epoch)
             sinks.append(self._broker)
         self.acquirer = acquirer_of(settings, clock.now, runtime)
         self.driver = Driver(
@@ -202,17 +211,11 @@ class Updater:
         signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGHUP, self._reload)
         config = Path(os.environ.get("MODELAGENT_CONFIG", "/etc/modelagent/modelagent.toml"))
-        control = ControlServer(
-            self.settings.paths.control_socket,
-            self.desk,
-            group=self.settings.control.group,
-            mode=self.settings.control.mode,
-        )
         self.driver.start()
         for name, make in wishes(self.settings):
             self.driver.post(name, make)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(control)
+            stack.enter_context(self.control)
             if self.session is not None:
                 self.session.start()
                 stack.callback(self.session.stop)
@@ -355,7 +358,7 @@ class Updater:
             "device": self.settings.device.id,
             "version": __version__,
             "settings_problem": self.problem,
-            "broker": None if broker is None else {"connected": broker.connected, "problem": broker.problem},
+            "broker": None if broker is None else asdict(broker),
             "repository": self.acquirer.describe(),
             "models": {name: describe(self.driver.states[name]) for name in names},
         }
@@ -370,6 +373,8 @@ class Updater:
             notify("WATCHDOG=1", f"STATUS={status}")
         if self._broker is not None:
             self._broker.set_status(self._retained())
+        if self.control.watchers:
+            self._watch.set_status(self.status(list(self.driver.states)))
         if now >= self._sweep_due:
             self._sweep_due = now + _SWEEP_S
             for name in self.driver.states:

@@ -131,7 +131,7 @@ class Driver:
                 answer(request.id, "refused", f"no model {request.model!r} here; configured: {known}", code="no-model")
             )
             return
-        if len(models) > 1 and request.verb in ("pin", "rollback", "lift", "block"):
+        if len(models) > 1 and request.verb in ("pin", "rollback", "lift", "block", "confirm", "set-channel"):
             reply(answer(request.id, "refused", f"name one model: {', '.join(models)}", code="which-model"))
             return
         for place, name in enumerate(models):
