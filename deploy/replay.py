@@ -39,11 +39,13 @@ def main() -> int:
     """See the head of the file."""
     parser = argparse.ArgumentParser(description="Replay deploy/Dockerfile and measure the image.")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--base", type=Path, help="keep the Debian that it starts from here, for the next time")
     options = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("needs root: debootstrap and chroot")
     with tempfile.TemporaryDirectory(prefix="modelagent-image-") as folder:
-        image = replay((ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8"), Path(folder))
+        base = options.base or Path(folder) / "base"
+        image = replay((ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8"), Path(folder), base)
         size = weigh(image.tree) / 1e6
         said = _chroot(image.tree, ["modelagent", "doctor", "--json"], user=image.user)
         failed = [check["name"] for check in json.loads(said)["checks"] if check["status"] == "fail"]
@@ -62,11 +64,12 @@ class Stage:
         self.user = ""
 
 
-def replay(text: str, folder: Path) -> Stage:
-    """Carry out the instructions; returns the last stage."""
+def replay(text: str, folder: Path, base: Path) -> Stage:
+    """Carry out the instructions; returns the last stage. `base` is made when it is not there."""
     stages: dict[str, Stage] = {}
     current: Stage | None = None
-    base = _slim(folder / "base")
+    if not base.is_dir():
+        _slim(base.with_name(f".{base.name}.new")).rename(base)
     for line in instructions(text):
         word, _, rest = line.partition(" ")
         if word == "FROM":
@@ -123,6 +126,7 @@ def weigh(tree: Path) -> int:
 
 
 def _slim(tree: Path) -> Path:
+    tree.parent.mkdir(parents=True, exist_ok=True)
     _do("debootstrap", "--variant=minbase", "bookworm", tree, MIRROR)
     for name in SLIM:
         shutil.rmtree(tree / name, ignore_errors=True)
@@ -130,6 +134,7 @@ def _slim(tree: Path) -> Path:
     (tree / "var/cache/apt/archives/partial").mkdir(parents=True, exist_ok=True)
     (tree / "etc/apt/apt.conf.d/docker-clean").write_text(
         'DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb"; };\n'
+        'Dir::Cache::pkgcache "";\nDir::Cache::srcpkgcache "";\n'
     )
     return tree
 

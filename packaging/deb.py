@@ -44,7 +44,9 @@ TRIM: Final = (
     "numpy/random/_examples",
     "bin",
 )
-TRIM_NAMES: Final = ("tests", "*.pyi", "*.pxd", "__pycache__")
+TRIM_NAMES: Final = ("tests", "*.pyi", "*.pxd", "__pycache__", "_cffi.cpython-*.so")
+# Wheels that come with debugging symbols, which are nine tenths of them.
+STRIP: Final = ("zstandard/*.so",)
 UNITS: Final = ("modelagent.service", "modelagent-updater.service")
 
 
@@ -92,7 +94,7 @@ def _run(*command: object) -> None:
 def _parts(arch: str, pip: list[str]) -> Path:
     """The packages from PyPI, as wheels for that architecture and this Python, trimmed; kept between runs."""
     needs: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    key = hashlib.sha256("\n".join([*needs, arch, PYTHON, *TRIM, *TRIM_NAMES]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\n".join([*needs, arch, PYTHON, *TRIM, *TRIM_NAMES, *STRIP]).encode()).hexdigest()[:16]
     kept = ROOT / "build" / "deb" / f"parts-{key}"
     if kept.is_dir():
         return kept
@@ -112,6 +114,10 @@ def _parts(arch: str, pip: list[str]) -> Path:
     for pattern in TRIM_NAMES:
         for path in sorted(fresh.rglob(pattern), reverse=True):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    strip = shutil.which("strip")
+    for path in (path for pattern in STRIP for path in fresh.glob(pattern) if strip):
+        # Most `strip` know their own machine alone: without one that fits the package is a little larger.
+        subprocess.run([str(strip), "--strip-debug", str(path)], check=False, capture_output=True)
     fresh.rename(kept)
     return kept
 

@@ -254,7 +254,7 @@ def _command(pid: int) -> str:
 
 
 def test_memory_max_ends_the_eater_and_spares_the_service(device: Device) -> None:
-    machine = device.machine
+    machine, version = device.machine, device.running()
     limits = {
         "v1": machine.path("/sys/fs/cgroup/memory/system.slice/modelagent-updater.service"),
         "v2": machine.path("/sys/fs/cgroup/system.slice/modelagent-updater.service"),
@@ -273,11 +273,11 @@ def test_memory_max_ends_the_eater_and_spares_the_service(device: Device) -> Non
     assert machine.pid(UPDATER) == updater
     assert machine.pid(INFERENCE) == loop
     device.ctl("set-property", "--runtime", UPDATER, "MemoryMax=1G", "MemoryHigh=768M")
-    device.wait_for("1.6.0")
+    device.wait_for(version)
 
 
 def test_a_reload_takes_up_an_edit_without_a_restart(device: Device) -> None:
-    machine = device.machine
+    machine, version = device.machine, device.running()
     site = machine.path("/etc/modelagent/conf.d/site.toml")
     site.write_text(site.read_text().replace(f"fps = {FPS}", f"fps = {2 * FPS}"))
     loop = machine.pid(INFERENCE)
@@ -286,14 +286,14 @@ def test_a_reload_takes_up_an_edit_without_a_restart(device: Device) -> None:
     site.write_text(site.read_text().replace(f"fps = {2 * FPS}", f"fps = {FPS}"))
     device.ctl("reload", INFERENCE, UPDATER)
     machine.wait("the old rate", lambda: (device.health().get("source") or {}).get("rate_fps") == FPS)
-    device.wait_for("1.6.0")
+    device.wait_for(version)
     assert machine.pid(INFERENCE) == loop
 
 
 def test_the_journal_can_be_asked_by_field(device: Device) -> None:
     said = device.machine.run("journalctl", "-q", "-o", "json", "MODEL=digits", "KIND=confirmed")
     lines = [json.loads(line) for line in said.splitlines()]
-    assert {line["VERSION"] for line in lines} >= {"1.0.0", "1.1.0", "1.6.0"}
+    assert {line["VERSION"] for line in lines} >= {"1.0.0", device.running()}
     assert len({line["MESSAGE_ID"] for line in lines}) == 1
     assert all(line["PHASE"] and line["_SYSTEMD_UNIT"] == f"{UPDATER}.service" for line in lines)
 
