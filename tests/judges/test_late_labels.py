@@ -47,21 +47,11 @@ class Bench:
         self.steady = SteadyVerdict()
 
     def turn(self, event: Event) -> None:
-        after = self.state.aftercare
+        probation = Answers().probation
         if isinstance(event, Runs):
-            known = self.state.evidence if after is None or self.state.phase is Phase.PROBATION else after.evidence
-            counts = known.total if known.epoch == event.epoch else Counts()
-            self.verdict = judge_probation(replace(event.counts, faults=0) if after else event.counts, CRITERIA)
-            assert counts is not None
-        answers = Answers(
-            SHUT,
-            SHUT,
-            SHUT,
-            SHUT,
-            probation=getattr(self, "verdict", Answers().probation),
-            steady=self.steady,
-            rules=RULES,
-        )
+            faults = 0 if self.state.aftercare is not None else event.counts.faults
+            probation = judge_probation(replace(event.counts, faults=faults), CRITERIA)
+        answers = Answers(SHUT, SHUT, SHUT, SHUT, probation=probation, steady=self.steady, rules=RULES)
         self.state, orders = step(self.state, event, answers)
         self.orders = list(orders)
         self.notes += [note for order in orders if isinstance(order, effects.Persist) for note in order.notes]
@@ -76,6 +66,9 @@ class Bench:
 
     def health(self, seconds: float = 1.0, **counts: int) -> None:
         self.turn(Runs(self.tick(seconds), 0.5, LINK, NEW.digest, "boot:e", Counts(**counts)))
+
+    def phase(self) -> Phase:
+        return self.state.phase
 
     def ordered(self, kind: type[effects.Effect]) -> list[Any]:
         return [order for order in self.orders if isinstance(order, kind)]
@@ -100,7 +93,7 @@ def bench() -> Bench:
 
 def confirmed(bench: Bench) -> Bench:
     bench.health(frames=20, done=20, busy_s=10)
-    assert bench.state.phase is Phase.IDLE
+    assert bench.phase() is Phase.IDLE
     assert any(note.kind == "confirmed" for note in bench.notes)
     return bench
 
@@ -116,24 +109,24 @@ def test_late_labels_that_condemn_lead_back_and_block(bench: Bench) -> None:
     confirmed(bench)
     bad = {"frames": 90, "done": 90, "busy_s": 40, "only_old": 20, "only_new": 1, "both_right": 9}
     bench.health(3600.0, **bad)
-    assert bench.state.phase is Phase.PROBATION
+    assert bench.phase() is Phase.PROBATION
     assert "labels came late" in bench.notes[-1].text
     bench.health(**bad)
-    assert bench.state.phase is Phase.REVERTING
+    assert bench.phase() is Phase.REVERTING
     (order,) = bench.ordered(effects.Revert)
     assert (order.leaving, order.target, order.unconfirm) == (NEW.digest, OLD.digest, True)
     assert bench.state.blocks[NEW.digest].cause is Cause.FAILED
     assert bench.state.aftercare is None
     bench.turn(Finished(bench.tick(), 0.5, order.id, link=BACK))
     bench.turn(Runs(bench.tick(), 0.5, BACK, OLD.digest, "boot:e", Counts()))
-    assert bench.state.phase is Phase.IDLE
+    assert bench.phase() is Phase.IDLE
     assert bench.state.current == OLD.digest
 
 
 def test_late_labels_that_acquit_close_the_test(bench: Bench) -> None:
     confirmed(bench)
     bench.health(3600.0, frames=90, done=90, busy_s=40, only_old=4, only_new=20)
-    assert bench.state.phase is Phase.IDLE
+    assert bench.phase() is Phase.IDLE
     assert bench.state.aftercare is None
     assert bench.notes[-1].kind == "labels"
 
@@ -143,13 +136,13 @@ def test_after_the_horizon_nothing_decides_any_more(bench: Bench) -> None:
     bench.health(8 * DAY, frames=90, done=90, busy_s=40)
     assert bench.state.aftercare is None
     bench.health(frames=99, done=99, busy_s=41, only_old=30)
-    assert bench.state.phase is Phase.IDLE
+    assert bench.phase() is Phase.IDLE
 
 
 def test_a_fault_of_a_confirmed_version_does_not_condemn_it(bench: Bench) -> None:
     confirmed(bench)
     bench.health(frames=90, done=90, busy_s=40, faults=3)
-    assert bench.state.phase is Phase.IDLE
+    assert bench.phase() is Phase.IDLE
     assert bench.state.current == NEW.digest
 
 
@@ -161,7 +154,7 @@ def test_a_restart_keeps_the_test_and_the_way_back(bench: Bench) -> None:
     (vacuum,) = bench.ordered(effects.Vacuum)
     assert OLD.digest in vacuum.keep
     bench.health(frames=60, done=60, busy_s=25, only_old=20)
-    assert bench.state.phase is Phase.PROBATION
+    assert bench.phase() is Phase.PROBATION
 
 
 def test_evidence_alone_is_not_written_with_every_record(bench: Bench) -> None:
@@ -202,7 +195,7 @@ def test_the_previous_version_is_run_beside_and_gone_back_to_if_it_is_better(ben
     worse = {"frames": 150, "done": 150, "busy_s": 60, "only_old": 20, "only_new": 1}
     bench.health(**worse)
     bench.health(**worse)
-    assert bench.state.phase is Phase.REVERTING
+    assert bench.phase() is Phase.REVERTING
     assert NEW.digest not in bench.state.blocks, "it had proved itself: it waits, and may come back"
     assert NEW.digest in bench.state.postponed
 
@@ -213,7 +206,7 @@ def test_where_both_do_alike_the_shadow_goes_and_the_version_stays(bench: Bench)
     bench.health(frames=150, done=150, busy_s=60, only_old=6, only_new=20)
     (gone,) = bench.ordered(effects.SetShadow)
     assert gone.target is None
-    assert bench.state.phase is Phase.IDLE
+    assert bench.phase() is Phase.IDLE
 
 
 def test_another_version_ends_the_test() -> None:
@@ -224,4 +217,4 @@ def test_another_version_ends_the_test() -> None:
     bench.health()
     assert bench.state.aftercare is None
     bench.turn(Elapsed(bench.tick(), 0.5))
-    assert bench.state.phase is Phase.IDLE
+    assert bench.phase() is Phase.IDLE

@@ -84,9 +84,11 @@ def test_a_doubled_error_rate_is_called_with_the_numbers_and_when(line: Line) ->
     assert "labelled results are wrong" in verdict.alarm
     assert "normal are" in verdict.alarm
     assert not verdict.compare
-    assert (line.steady.quality_drop, line.steady.alarmed) == (1.0, pytest.approx(1.8e9 + line.mono - 1.0, abs=2.0))
-    assert feed(line, 0.0, 400) is not None, "the alarm lasts a while"
-    assert not line.look(right=1).alarm, "and ends in better times"
+    assert line.steady.quality_drop == 1.0
+    assert line.steady.alarmed == pytest.approx(1.8e9 + line.mono - 1.0, abs=2.0)
+    alarms = [bool(line.look(right=1).alarm) for _ in range(200)]
+    assert alarms[0], "the alarm lasts a while"
+    assert not alarms[-1], "and ends in better times"
 
 
 def test_comparing_is_for_those_who_asked(tmp_path: Path) -> None:
@@ -129,7 +131,7 @@ def test_a_mean_confidence_that_sinks_is_called(tmp_path: Path) -> None:
         verdict = line.look(confidence=0.88 + 0.01 * chance.normal())
         if verdict.alarm:
             break
-    assert verdict.alarm.startswith("the mean confidence has become lower than its normal 0.9")
+    assert verdict.alarm.startswith("the mean confidence has become lower than its normal 0.899")
     assert not verdict.compare, "nobody knows which of two confidences is the better one"
     assert line.steady.drift == 1.0
 
