@@ -150,6 +150,7 @@ def test_an_int8_input_gets_the_samples_rounded() -> None:
     found = evaluate.measure(INT8, digits())
     assert found.accuracy == 0.9725
     assert found.latency_ratio is None
+    assert found.probabilities
     assert found.inputs[0]["dtype"] == "int8"
 
 

@@ -45,6 +45,7 @@ class Measured:
     peak_mb: float
     latency_ratio: float | None
     latency_ratio_p95: float | None
+    probabilities: bool  # whether the outputs are shares of one whole; else they are logits
     runtime: str
     inputs: tuple[dict[str, Any], ...]
     outputs: tuple[dict[str, Any], ...]
@@ -99,6 +100,7 @@ def measure(
         peak_mb=told["peak_kb"] / 1024,
         latency_ratio=quantile(ratios, 0.5) if ratios else None,
         latency_ratio_p95=quantile(ratios, 0.95) if ratios else None,
+        probabilities=bool(told["probabilities"]),
         runtime=str(told["runtime"]),
         inputs=tuple(told["inputs"]),
         outputs=tuple(told["outputs"]),

@@ -39,17 +39,19 @@ def main(argument: Mapping[str, Any]) -> dict[str, Any]:
         model.invoke(frames[0])
     answers: list[int] = []
     times: list[float] = []
-    finite = True
+    finite = probabilities = True
     for index in range(count):
         frame = _frame(model, inputs, index)
         start = time.perf_counter_ns()
         made = model.invoke(frame)
         times.append((time.perf_counter_ns() - start) / 1e3)
         finite = finite and adapter.is_finite(made)
+        probabilities = probabilities and _is_distribution(made[0], model.outputs[0].declared.quantisation)
         answers.append(int(np.argmax(made[0])))
     result: dict[str, Any] = {
         "answers": answers,
         "finite": finite,
+        "probabilities": probabilities,
         "us": times,
         "load_ms": load_ms,
         "peak_kb": _peak_kb(),  # before the reference comes in
@@ -100,6 +102,14 @@ def as_input(values: npt.NDArray[Any], dtype: str, quantisation: tuple[float, in
         limits = np.iinfo(dtype)
         return np.clip(np.round(values / scale) + zero, limits.min, limits.max).astype(dtype)
     return np.ascontiguousarray(values.astype(dtype))
+
+
+def _is_distribution(values: npt.NDArray[Any], quantisation: tuple[float, int] | None) -> bool:
+    """Whether numbers are shares of one whole, as a softmax gives them; 8 bits make each of them a little wrong."""
+    shares = values.astype(np.float64).reshape(-1)
+    if quantisation is not None:
+        shares = (shares - quantisation[1]) * quantisation[0]
+    return bool(shares.min() >= -0.01 and abs(shares.sum() - 1.0) < 0.02 + 0.002 * shares.size)
 
 
 def _peak_kb() -> int:

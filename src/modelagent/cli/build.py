@@ -22,6 +22,8 @@ from rich.table import Table
 from modelagent.build import chains, pipeline, plans, report
 from modelagent.build.pipeline import Outcome, Variant
 from modelagent.cli import EXIT_CODES, REFUSED, Frame, json_option
+from modelagent.delta import DeltaError
+from modelagent.delta.make import make as make_delta
 from modelagent.errors import UsageError
 
 _NOTES: Final = "\b\nSteps, joined by +:\n" + "\n".join(
@@ -92,15 +94,24 @@ def run(plan: plans.Plan, out: Path, frame: Frame) -> Outcome:
     sys.path.insert(0, str(Path.cwd()))  # entry points are looked for where the command is typed
     command = shlex.join(["modelagent", *sys.argv[1:]])
     if frame.json or not sys.stderr.isatty():
-        return pipeline.build(plan, out, command=command, told=None if frame.json else _plain())
+        told = None if frame.json else _plain()
+        return pipeline.build(plan, out, command=command, told=told, delta_size=delta_size)
     columns = (TextColumn("{task.fields[variant]:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=1, variant="")
 
-        def told(variant: str, done: int, total: int, text: str) -> None:
+        def show_step(variant: str, done: int, total: int, text: str) -> None:
             progress.update(task, completed=done, total=total, description=text, variant=variant)
 
-        return pipeline.build(plan, out, command=command, told=told)
+        return pipeline.build(plan, out, command=command, told=show_step, delta_size=delta_size)
+
+
+def delta_size(parent: bytes, new: bytes) -> int:
+    """Bytes that a device fetches which runs the parent: the delta, or the file where that is no larger."""
+    try:
+        return len(make_delta(parent, new))
+    except DeltaError:
+        return len(new)
 
 
 def _plain() -> Callable[[str, int, int, str], None]:

@@ -204,8 +204,8 @@ def compose(
         "inputs": list(measured.inputs),
         "outputs": list(measured.outputs),
         "labels": list(outcome.parts.train.classes),
-        "preprocess": {},
-        "postprocess": {"kind": "classification"},
+        "preprocess": {"kind": "none"},
+        "postprocess": {"kind": "classification", "softmax": not measured.probabilities},
         "canary": {
             "metric": "accuracy",
             "margin": margin,
