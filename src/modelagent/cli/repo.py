@@ -21,6 +21,7 @@ from modelagent import manifest
 from modelagent.cli import EXIT_CODES, FAILED, Frame, json_option
 from modelagent.errors import UsageError
 from modelagent.publish import canaries, contract
+from modelagent.publish.channels import Plan
 from modelagent.publish.keys import KeyRing, passphrase_from
 from modelagent.publish.repository import Lifetimes, Repository
 
@@ -453,7 +454,11 @@ def _labels(path: Path) -> list[str]:
 @repo.command(epilog=EXIT_CODES)
 @places
 @click.option(
-    "--wave", "waves", multiple=True, metavar="TIME=SHARE", help="From TIME (2026-11-01T12:00Z) on, this SHARE (0.1)."
+    "--wave",
+    "waves",
+    multiple=True,
+    metavar="TIME=SHARE[@GROUP,...][/HARDWARE,...]",
+    help="From TIME (2026-11-01T12:00Z) on, this SHARE (0.1) of all devices, or of these groups and hardware classes.",
 )
 @click.argument("model")
 @click.argument("channel")
@@ -484,14 +489,25 @@ def channel(
     )
 
 
-def wave_of(text: str) -> tuple[datetime, float]:
-    """TIME=SHARE as it is typed."""
-    start, _, share = text.partition("=")
+def wave_of(text: str) -> Plan:
+    """TIME=SHARE[@GROUP,...][/HARDWARE,...] as it is typed."""
+    start, _, rest = text.partition("=")
+    rest, _, hardware = rest.partition("/")
+    share, _, groups = rest.partition("@")
     try:
         moment = datetime.fromisoformat(start)
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC), float(share)
+        zoned = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return Plan(zoned, float(share), _names(groups), _names(hardware))
     except ValueError as error:
-        raise UsageError(f"--wave {text!r}: allowed is TIME=SHARE, 2026-11-01T12:00Z=0.1", code="bad-wave") from error
+        raise UsageError(
+            f"--wave {text!r}: allowed is TIME=SHARE[@GROUP,...][/HARDWARE,...], such as 2026-11-01T12:00Z=0.1 or "
+            "2026-11-01T12:00Z=1@lab/aarch64",
+            code="bad-wave",
+        ) from error
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
 
 
 @repo.command(epilog=EXIT_CODES)

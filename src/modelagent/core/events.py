@@ -89,10 +89,15 @@ class Withdrawal:
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """From `start` (Unix seconds) on, the share (0..1] of devices that may begin."""
+    """From `start` (Unix seconds) on, the share (0..1] of devices that may begin.
+
+    Where `groups` or `hardware` name any, the wave is for devices in one of these groups, of one of these classes.
+    """
 
     start: float
     share: float
+    groups: tuple[str, ...] = ()
+    hardware: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

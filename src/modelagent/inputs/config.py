@@ -22,7 +22,10 @@ from pydantic import BaseModel, ValidationError
 from modelagent.durable import write_atomic
 from modelagent.errors import UsageError
 from modelagent.inputs.schema import (
+    ActivateConditions,
+    CanaryConditions,
     CanaryLimits,
+    Conditions,
     Control,
     Device,
     Limits,
@@ -34,6 +37,7 @@ from modelagent.inputs.schema import (
     Probation,
     Repository,
     Results,
+    Rule,
     Runtime,
     Section,
     Settings,
@@ -44,7 +48,10 @@ from modelagent.inputs.schema import (
 )
 
 __all__ = [
+    "ActivateConditions",
+    "CanaryConditions",
     "CanaryLimits",
+    "Conditions",
     "Control",
     "Device",
     "Limits",
@@ -57,6 +64,7 @@ __all__ = [
     "Probation",
     "Repository",
     "Results",
+    "Rule",
     "Runtime",
     "Section",
     "Settings",
@@ -255,6 +263,9 @@ def _allowed_keys(names: tuple[str, ...]) -> str:
         if section is Settings and part == "models":
             parts = parts[1:]
             section = Model
+        elif section is Model and part == "rules":
+            parts = parts[1:]
+            section = Rule
         else:
             section = cast("type[BaseModel]", section.model_fields[part].annotation)
     keys = sorted(section.model_fields)

@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from modelagent.core.events import ConfigWish
+from modelagent.errors import UsageError
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
@@ -87,6 +88,17 @@ def _check_zone(value: str) -> str:
         ZoneInfo(value)
     except (KeyError, OSError, ValueError) as error:
         raise ValueError("the name of a time zone, for instance UTC or Europe/Madrid") from error
+    return value
+
+
+def _check_cron(value: str) -> str:
+    if value:
+        from modelagent.policies.cron import Cron  # noqa: PLC0415 - its calculator costs 3 MB that others do not pay
+
+        try:
+            Cron(value)
+        except UsageError as error:
+            raise ValueError(f"five fields: minute hour day month weekday ({error.message})") from error
     return value
 
 
@@ -291,6 +303,43 @@ class Results(Section):
     sqlite: bool = Field(default=True, description="results.db; labels are joined to it")
     jsonl: bool = Field(default=False, description="results.jsonl, one line a result")
     max_mb: Megabytes = Field(default=64, description="size of each file; the oldest results go first")
+    mqtt: bool = Field(default=False, description="to <prefix>/<device>/result/<model>, kept until the broker has them")
+    max_days: int = Field(default=0, ge=0, le=36_500, description="age at which results go from results.db; 0: any")
+
+
+class Rule(Section):
+    """[models.<name>.rules.<rule>]: what is done when results say so; docs/rules.md explains."""
+
+    labels: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], BeforeValidator(_as_tuple)] = Field(
+        default=(), description="classes, by name or number; empty: any"
+    )
+    min_score: float = Field(default=0.5, description="a frame is a hit from this score on")
+    release_score: float = Field(default=0.0, description="enough once the rule is met; 0: as min_score")
+    hits: int = Field(default=1, ge=1, le=100_000, description="so many hits")
+    of: int = Field(default=1, ge=1, le=100_000, description="among the last so many frames")
+    hold: Duration = Field(default=0.0, description="met for so long before it acts")
+    repeat: Duration = Field(default=0.0, description="acts again so often while it lasts; 0: once")
+    pause: Duration = Field(default=0.0, description="least time between two actions")
+    log: bool = Field(default=False, description="a line in the log")
+    topic: str = Field(default="", max_length=512, pattern=r"^[^+#\x00]*$", description="a message on this topic")
+    webhook: Annotated[str, Field(pattern=r"^(https?://\S+)?$"), AfterValidator(_check_url)] = Field(
+        default="", description="a POST to this URL"
+    )
+    command: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+        default=(), description="a program and its arguments, without a shell"
+    )
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.hits > self.of:
+            raise ValueError(f"hits ({self.hits}) of at most of ({self.of}) frames")
+        if self.release_score > self.min_score:
+            raise ValueError(f"release_score ({self.release_score}) at most min_score ({self.min_score})")
+        if not (self.log or self.topic or self.webhook or self.command):
+            raise ValueError("something to do: log, topic, webhook or command")
+        if self.command and not self.command[0].startswith("/"):
+            raise ValueError("a command that begins with an absolute path")
+        return self
 
 
 class Runtime(Section):
@@ -375,6 +424,9 @@ class Model(Section):
     safe_action: Literal["keep-and-alarm", "stop"] = Field(
         default="keep-and-alarm", description="when a version is bad and nothing is left to go back to"
     )
+    labels_dir: OptionalPath = Field(
+        default=None, description="label files (*.json) that are dropped here are taken up within a minute; empty: off"
+    )
     label_horizon: Duration = Field(default=7 * 86400.0, gt=0, description="how late a label may still come")
     source: Source = Source()
     results: Results = Results()
@@ -382,6 +434,7 @@ class Model(Section):
     probation: Probation = Probation()
     drift: Drift = Drift()
     shadow: Shadow = Shadow()
+    rules: dict[Name, Rule] = Field(default_factory=dict, description="named tables: what to do when (docs/rules.md)")
 
     @property
     def wish(self) -> ConfigWish:
@@ -397,29 +450,75 @@ class Model(Section):
         )
 
 
+class Conditions(Section):
+    """[policy.check], [policy.download], [policy.canary], [policy.activate]: what must hold for each, apart."""
+
+    unmetered: bool = Field(default=False, description="only while the link is not metered")
+    min_rate_kbps: float = Field(
+        default=0.0, ge=0, le=1e9, description="kilobits/s that transfers of the last half hour had; 0: any"
+    )
+    on_mains: bool = Field(default=False, description="never on battery")
+    min_battery_percent: int = Field(default=0, ge=0, le=100, description="charge when not on mains; 0: any")
+    max_load: float = Field(default=0.0, ge=0, le=1000, description="load average per CPU; 0: any")
+    max_pressure: float = Field(
+        default=0.0, ge=0, le=100, description="percent of 10 s in which a task waited for a CPU (PSI); 0: any"
+    )
+    min_free_memory_mb: int = Field(default=0, ge=0, description="available memory; 0: any")
+    max_temperature_c: float = Field(default=0.0, ge=0, le=150, description="of the hottest sensor; 0: any")
+    max_queue: Share = Field(default=0.0, description="share of inference's queue that is filled; 0: any")
+    max_p95: float = Field(
+        default=0.0, ge=0, le=1000, description="inference's p95 as a share of what the version promises; 0: any"
+    )
+    undisturbed: bool = Field(default=False, description="not while a file lies in inhibit_dir")
+    max_wait: Duration = Field(
+        default=7 * 86400.0, gt=0, le=366 * 86400, description="after waiting for so long an alarm says so"
+    )
+    go_ahead: Annotated[
+        tuple[Literal["metered", "rate", "load", "pressure", "queue", "latency"], ...], BeforeValidator(_as_tuple)
+    ] = Field(default=(), description="gates that give way after max_wait; the others protect the device")
+
+
+class CanaryConditions(Conditions):
+    """[policy.canary]: as for the others, with careful defaults."""
+
+    min_free_memory_mb: int = Field(default=64, ge=0, description="available memory; 0: any")
+    undisturbed: bool = Field(default=True, description="not while a file lies in inhibit_dir")
+
+
+class ActivateConditions(Conditions):
+    """[policy.activate]: as for the others, with careful defaults."""
+
+    undisturbed: bool = Field(default=True, description="not while a file lies in inhibit_dir")
+
+
 class Policy(Section):
     """[policy]: when the device looks, downloads and switches."""
 
     check_interval: Duration = Field(default=6 * 3600.0, ge=0.1, le=31 * 86400, description="between two checks")
     jitter: float = Field(default=0.1, ge=0, le=0.5, description="share of the interval spread over the fleet")
+    check_cron: Annotated[str, AfterValidator(_check_cron)] = Field(
+        default="", description='by the calendar instead, such as "30 2 * * mon-fri"; empty: check_interval'
+    )
+    feedback: bool = Field(default=True, description="drift and falling quality make checks more frequent")
+    check_floor: Duration = Field(
+        default=900.0, ge=0, le=31 * 86400, description="but never more often than this; 0: check_interval"
+    )
+    check_ceiling: Duration = Field(
+        default=0.0, ge=0, le=31 * 86400, description="calm lengthens the interval up to this; 0: not at all"
+    )
     timezone: Annotated[str, AfterValidator(_check_zone)] = Field(
-        default="UTC", description="zone of the windows, for instance Europe/Madrid"
+        default="UTC", description="zone of windows and check_cron, for instance Europe/Madrid"
     )
     download_windows: Windows = Field(default=(), description="weekly windows for downloads; empty: always")
     activate_windows: Windows = Field(default=(), description="weekly windows for activation; empty: always")
-    allow_metered: bool = Field(default=True, description="download over a metered link")
-    metered: bool = Field(default=False, description="what to believe of the link where nothing tells")
-    max_load: float = Field(default=0.0, ge=0, le=1000, description="load average per CPU for a canary; 0: any")
-    min_free_memory_mb: int = Field(default=64, ge=0, description="available memory for a canary; 0: any")
-    max_temperature_c: float = Field(
-        default=0.0, ge=0, le=150, description="of the hottest sensor, for a canary; 0: any"
-    )
-    min_battery_percent: int = Field(
-        default=0, ge=0, le=100, description="charge for downloads and canaries when not on mains; 0: any"
-    )
+    metered: bool = Field(default=False, description="what to believe of the link where NetworkManager tells nothing")
     inhibit_dir: OptionalPath = Field(
         default=None, description="a file in it means: do not disturb the application now; empty: off"
     )
+    check: Conditions = Conditions()
+    download: Conditions = Conditions()
+    canary: CanaryConditions = CanaryConditions()
+    activate: ActivateConditions = ActivateConditions()
 
 
 class CanaryLimits(Section):

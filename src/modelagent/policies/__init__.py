@@ -13,9 +13,9 @@ All must allow; a question about which no policy has anything to say is refused.
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
 from modelagent.core.events import Instant, Wave
 from modelagent.core.verdicts import Allow, Deny, Verdict, Wait, all_of
@@ -30,6 +30,14 @@ class Question(Enum):
     ACTIVATE = "activate"
 
 
+WORDS: Final = {
+    Question.CHECK: "check",
+    Question.ACQUIRE: "download",
+    Question.CANARY: "canary",
+    Question.ACTIVATE: "activation",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What is known at one moment. None is "not known", and never the same as zero.
@@ -37,7 +45,8 @@ class Facts:
     Times are Unix seconds; `at` carries both clocks. `last_check` is the last one that succeeded, `started` when the
     updater came up. `asked_check`: somebody wants a check no older than this. `now`: a person lifted windows and
     waves for the present offer. `back`: the candidate is an older version on purpose. `alarm` is when quality last
-    raised one; `drift` and `quality_drop` are 0 (calm) to 1.
+    raised one; `drift` and `quality_drop` are 0 (calm) to 1. `pending` holds the questions whose answer something waits
+    for, None for all: a download that nobody wants is not late.
     """
 
     at: Instant
@@ -65,11 +74,13 @@ class Facts:
     disk_free_mb: float | None = None
     needed_mb: float | None = None
     queue_fill: float | None = None  # 0..1 of inference's frame queue
-    p95_ms: float | None = None
+    p95_ms: float | None = None  # of inference's latency, lately
+    p95_budget_ms: float | None = None  # what the running version promises
     inhibited: tuple[str, ...] = ()
     drift: float | None = None
     quality_drop: float | None = None
     alarm: float | None = None
+    pending: frozenset[Question] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +97,18 @@ Memory = Mapping[str, Past]
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One gate's answer, for people: what it saw, since when it answers so, and whether that is too long."""
+    """One gate's answer, for people: what it saw, and since when it answers so.
+
+    `loud` is what must not be passed over in silence, in words that stay the same while it lasts. `lifted`: it lets
+    pass although it would not, for a reason that belongs into the history.
+    """
 
     name: str
     verdict: Verdict
     saw: str
     since: Instant
-    loud: bool = False
+    loud: str = ""
+    lifted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +137,12 @@ class Composed:
     @property
     def loud(self) -> tuple[str, ...]:
         """Reasons for waiting that have lasted too long to stay quiet about."""
-        return tuple(f"{gate.name}: {gate.verdict.reason}" for gate in self.gates if gate.loud)
+        return tuple(gate.loud for gate in self.gates if gate.loud)
+
+    @property
+    def lifted(self) -> str:
+        """Which gates let pass although they would not, and why; empty when none does."""
+        return "; ".join(f"{gate.name}: {gate.verdict.reason}" for gate in self.gates if gate.lifted)
 
 
 def compose(question: Question, policies: Iterable[Policy], facts: Facts, memory: Memory | None = None) -> Composed:
@@ -139,7 +160,7 @@ def compose(question: Question, policies: Iterable[Policy], facts: Facts, memory
         past = known.get(key)
         if past is None or past.kind != kind:
             past = known[key] = Past(kind, facts.at)
-        dated.append(Gate(gate.name, gate.verdict, gate.saw, past.since, gate.loud))
+        dated.append(replace(gate, since=past.since))
     return Composed(all_of(gate.verdict for gate in dated), tuple(dated), known)
 
 
@@ -159,6 +180,14 @@ def elapsed(since: Instant, at: Instant) -> float:
     if since.boot_id == at.boot_id:
         return max(0.0, at.mono - since.mono)
     return max(0.0, at.wall - since.wall)
+
+
+def span(seconds: float) -> str:
+    """A length of time for people."""
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.4g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def fraction(seed: str, salt: str) -> float:

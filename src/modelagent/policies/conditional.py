@@ -7,16 +7,18 @@ measured. A fact that is not known holds nothing up.
 
 A condition that has closed opens again only when the fact has moved clearly to the good side (`opens_at`), or has been
 good for `settle_s`; otherwise a value that wavers around its limit would start and abandon a download each minute.
-Waiting is bounded: after `max_wait_s` the gate speaks up, and goes ahead if it is so configured and not `hard`.
+Waiting is bounded: once something has waited for `max_wait_s` the gate speaks up, and lets it go ahead if it is so
+configured and not `hard`.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Final
 
 from modelagent.core.verdicts import Allow, Verdict, Wait
-from modelagent.policies import Answer, Facts, Gate, Memory, Past, Question, elapsed
+from modelagent.policies import WORDS, Answer, Facts, Gate, Memory, Past, Question, elapsed, span
 
+MAX_WAIT_S: Final = 7 * 86400.0
 RECHECK_S: Final = 60.0  # a fact that changes by itself is looked at again after this
 _ACQUIRE: Final = frozenset({Question.ACQUIRE})
 _ON_LINK: Final = frozenset({Question.CHECK, Question.ACQUIRE})
@@ -28,7 +30,8 @@ class Condition:
     """One fact, and what it must be.
 
     `fact` names a number in `reading`; it is good up to `limit` (`at_most`) or from `limit` on. `opens_at` is where a
-    closed gate opens again. `hard` conditions protect the device and are never overridden by `max_wait_s`.
+    closed gate opens again. `hard` conditions protect the device: after `max_wait_s` they are told about like all
+    others, and never overridden.
     """
 
     name: str
@@ -41,6 +44,8 @@ class Condition:
     because: str
     hard: bool = False
     settle_s: float = 0.0
+    max_wait_s: float = MAX_WAIT_S
+    go_ahead: bool = False  # after max_wait_s, where the condition is not hard
 
     def good(self, value: float, closed: bool) -> bool:
         """Whether the value lets pass, given that the gate was closed or not."""
@@ -84,20 +89,27 @@ def least(
     )
 
 
-def link_up(settle_s: float = 5.0) -> Condition:
+def link_up(questions: Iterable[Question] = _ON_LINK, settle_s: float = 5.0) -> Condition:
     """There must be a way out; checks and downloads wait for it."""
-    return Condition("link", "link_up", 1, 1, False, "", _ON_LINK, "the link is down", True, settle_s)
+    return Condition("link", "link_up", 1, 1, False, "", frozenset(questions), "the link is down", True, settle_s)
 
 
-def unmetered(settle_s: float = 30.0) -> Condition:
-    """Downloads wait while the link is metered."""
-    return Condition("metered", "metered", 0, 0, True, "", _ACQUIRE, "the link is metered", False, settle_s)
+def unmetered(questions: Iterable[Question] = _ACQUIRE, settle_s: float = 30.0) -> Condition:
+    """Not while the link is metered."""
+    because = "the link is metered"
+    return Condition("metered", "metered", 0, 0, True, "", frozenset(questions), because, False, settle_s)
 
 
-def undisturbed() -> Condition:
+def on_mains(questions: Iterable[Question], settle_s: float = 30.0) -> Condition:
+    """Not on battery."""
+    because = "the device runs on its battery"
+    return Condition("mains", "on_ac", 1, 1, False, "", frozenset(questions), because, True, settle_s)
+
+
+def undisturbed(questions: Iterable[Question] = _AT_WORK) -> Condition:
     """Nothing is tried or switched while the application asks not to be disturbed; only it can lift that."""
     because = "the application asks not to be disturbed"
-    return Condition("inhibit", "inhibited", 0, 0, True, " files", _AT_WORK, because, True)
+    return Condition("inhibit", "inhibited", 0, 0, True, " files", frozenset(questions), because, True)
 
 
 def room(reserve_mb: float) -> Condition:
@@ -107,8 +119,9 @@ def room(reserve_mb: float) -> Condition:
 
 
 def budget() -> Condition:
-    """Downloads wait when the day's bytes are used up."""
-    return least("budget", "budget_left", 1, " bytes", _ACQUIRE, because="today's byte budget is used up", slack=0.0)
+    """Downloads wait when the day's bytes are used up; the transfer itself would refuse them."""
+    because = "today's byte budget is used up"
+    return least("budget", "budget_left", 1, " bytes", _ACQUIRE, because=because, slack=0.0, hard=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +129,7 @@ class Conditional:
     """All conditions, each before its own questions. None at all lets everything pass."""
 
     conditions: tuple[Condition, ...] = ()
-    max_wait_s: float = 7 * 86400.0
-    go_ahead: bool = False  # after max_wait_s, where the condition is not hard
     recheck_s: float = RECHECK_S
-    _names: frozenset[str] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_names", frozenset(condition.name for condition in self.conditions))
 
     def answer(self, question: Question, facts: Facts, memory: Memory) -> Answer:
         """A gate for each condition before this question, or one that says there is none."""
@@ -139,22 +146,31 @@ class Conditional:
             changes[key] = now
             gates.append(Gate(condition.name, verdict, saw, facts.at))
         waits = any(isinstance(gate.verdict, Wait) for gate in gates)
+        waits = waits and (facts.pending is None or question in facts.pending)
         before = memory.get(waited_key)
         if not waits or before is None or before.kind != "waiting":
             changes[waited_key] = before = Past("waiting" if waits else "going", facts.at)
-        waited = elapsed(before.since, facts.at)
-        if waits and waited >= self.max_wait_s:
-            gates = [self._overdue(gate, condition, waited) for gate, condition in zip(gates, here, strict=True)]
+        if waits:
+            waited = elapsed(before.since, facts.at)
+            pairs = zip(gates, here, strict=True)
+            gates = [_bounded(gate, condition, question, waited, facts.at.wall) for gate, condition in pairs]
         return Answer(tuple(gates), changes)
 
-    def _overdue(self, gate: Gate, condition: Condition, waited: float) -> Gate:
-        if not isinstance(gate.verdict, Wait):
-            return gate
-        days = f"waited {waited / 86400:.1f} days, more than {self.max_wait_s / 86400:.1f}"
-        verdict: Verdict = Wait(gate.verdict.until, f"{gate.verdict.reason}; {days}", gate.name)
-        if self.go_ahead and not condition.hard:
-            verdict = Allow(f"going ahead although {gate.verdict.reason}: {days}", gate.name)
-        return Gate(gate.name, verdict, gate.saw, gate.since, loud=True)
+
+def _bounded(gate: Gate, condition: Condition, question: Question, waited: float, now: float) -> Gate:
+    """The gate of something that has waited for `waited` seconds in all, whichever conditions held it up meanwhile."""
+    if not isinstance(gate.verdict, Wait):
+        return gate
+    left = condition.max_wait_s - waited
+    if left > 0:
+        return replace(gate, verdict=replace(gate.verdict, until=min(gate.verdict.until, now + left)))
+    bound = span(condition.max_wait_s)
+    loud = f"{WORDS[question]} has waited for more than {bound}: {condition.because}"
+    if condition.go_ahead and not condition.hard:
+        allowed = Allow(f"going ahead although {condition.because}: more than {bound} have passed", gate.name)
+        return replace(gate, verdict=allowed, loud=loud, lifted=True)
+    told = replace(gate.verdict, reason=f"{gate.verdict.reason}; it has waited for more than {bound}")
+    return replace(gate, verdict=told, loud=loud)
 
 
 def reading(facts: Facts, name: str) -> float | None:
@@ -164,8 +180,13 @@ def reading(facts: Facts, name: str) -> float | None:
             return float(len(facts.inhibited))
         case "disk_left_mb":
             return None if facts.disk_free_mb is None else facts.disk_free_mb - (facts.needed_mb or 0.0)
+        case "rate_kbps":
+            return None if facts.rate_bps is None else facts.rate_bps / 1000.0
         case "load_per_cpu":
             return None if facts.load1 is None else facts.load1 / (facts.cpus or 1)
+        case "p95_share":
+            known = facts.p95_ms is not None and facts.p95_budget_ms
+            return (facts.p95_ms or 0.0) / (facts.p95_budget_ms or 1.0) if known else None
         case "battery":
             return None if facts.on_ac else facts.battery_percent
         case _:

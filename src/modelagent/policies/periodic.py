@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from modelagent.core.verdicts import Allow, Wait
-from modelagent.policies import Answer, Facts, Gate, Memory, Question, fraction
+from modelagent.policies import Answer, Facts, Gate, Memory, Question, fraction, span
 from modelagent.policies.localtime import show
 
 MAKE_UP_S: Final = 600.0  # seconds over which missed checks are spread after a start
@@ -31,7 +31,7 @@ class Periodic:
             return Answer()
         period = self.interval_s * (1.0 + self.jitter * fraction(facts.seed, "interval"))
         due = due_after(facts, period, spread=min(MAKE_UP_S, self.jitter * self.interval_s))
-        return Answer((due_gate("interval", facts, due, f"every {_span(period)}"),))
+        return Answer((due_gate("interval", facts, due, f"every {span(period)}"),))
 
 
 def due_after(facts: Facts, period: float, spread: float) -> float:
@@ -62,10 +62,3 @@ def due_gate(name: str, facts: Facts, due: float, how: str) -> Gate:
     if due <= now:
         return Gate(name, Allow("the check is due", name), saw, facts.at)
     return Gate(name, Wait(due, f"the next check is due at {show(due)}", name), saw, facts.at)
-
-
-def _span(seconds: float) -> str:
-    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= size:
-            return f"{seconds / size:.4g} {unit}"
-    return f"{seconds:.3g} s"

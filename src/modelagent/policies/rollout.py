@@ -2,7 +2,7 @@
 
 This file knows waves. It does not know who signed them. A wave says from which time on which share of the devices may
 begin; the device's place in [0, 1) comes from its seed and stays, so no server has to keep a list of devices
-(the scheme of Bottlerocket's updater).
+(the scheme of Bottlerocket's updater). A wave may be for certain groups or hardware classes only.
 
     Rollout().answer(Question.ACQUIRE, facts, {})      # facts.waves: 10 % on Monday, all on Wednesday
 
@@ -11,6 +11,7 @@ Withdrawals and reverts do not pass here at all, and going back on purpose is ne
 
 from dataclasses import dataclass
 
+from modelagent.core.events import Wave
 from modelagent.core.verdicts import Allow, Deny, Verdict, Wait
 from modelagent.policies import Answer, Facts, Gate, Memory, Question, fraction
 from modelagent.policies.localtime import show
@@ -25,22 +26,32 @@ class Rollout:
         if question not in (Question.ACQUIRE, Question.ACTIVATE):
             return Answer()
         place = fraction(facts.seed, "wave")
-        saw = f"this device is at {place:.1%}; " + (
-            ", ".join(f"{wave.share:.0%} from {show(wave.start)}" for wave in facts.waves) or "no waves"
-        )
-        return Answer((Gate("wave", _turn(facts, place), saw, facts.at),))
+        saw = f"this device is at {place:.1%}; " + (", ".join(map(_words, facts.waves)) or "no waves")
+        verdict, lifted = _turn(facts, place)
+        return Answer((Gate("wave", verdict, saw, facts.at, lifted=lifted),))
 
 
-def _turn(facts: Facts, place: float) -> Verdict:
+def reaches(wave: Wave, facts: Facts, place: float) -> bool:
+    """Whether this wave is for this device: its share, and its groups and hardware where the wave names any."""
+    grouped = not wave.groups or not set(wave.groups).isdisjoint(facts.groups)
+    return grouped and (not wave.hardware or facts.hardware in wave.hardware) and place < wave.share
+
+
+def _turn(facts: Facts, place: float) -> tuple[Verdict, bool]:
     if not facts.waves:
-        return Allow("no waves are set", "wave")
-    mine = [wave.start for wave in facts.waves if place < wave.share]
+        return Allow("no waves are set", "wave"), False
+    mine = [wave.start for wave in facts.waves if reaches(wave, facts, place)]
     if mine and min(mine) <= facts.at.wall:
-        return Allow("it is this device's turn", "wave")
+        return Allow("it is this device's turn", "wave"), False
     if facts.now:
-        return Allow('not this device\'s turn yet, lifted by "now"', "wave")
+        return Allow('not this device\'s turn yet, lifted by "now"', "wave"), True
     if facts.back:
-        return Allow("going back is never delayed", "wave")
+        return Allow("going back is never delayed", "wave"), False
     if mine:
-        return Wait(min(mine), f"this device's wave begins at {show(min(mine))}", "wave")
-    return Deny("no wave reaches this device; the publisher has to widen them", "wave")
+        return Wait(min(mine), f"this device's wave begins at {show(min(mine))}", "wave"), False
+    return Deny("no wave reaches this device; the publisher has to widen them", "wave"), False
+
+
+def _words(wave: Wave) -> str:
+    whose = "".join(f" of {name}" for name in (" or ".join(wave.groups), " or ".join(wave.hardware)) if name)
+    return f"{wave.share:.0%}{whose} from {show(wave.start)}"

@@ -82,19 +82,19 @@ class Windows:
         windows = self._windows[question]
         texts = self.download if question is Question.ACQUIRE else self.activate
         saw = f"{', '.join(texts) or 'always open'} ({self.zone})"
-        now = facts.at.wall
+        now, lifted = facts.at.wall, False
         if not windows:
             verdict: Allow | Wait = Allow("no windows are set", "window")
         elif is_open(windows, now, self._zone):
             verdict = Allow("the window is open", "window")
         elif facts.now:
-            verdict = Allow('the window is closed, and lifted by "now"', "window")
+            verdict, lifted = Allow('closed, and lifted by "now"', "window"), True
         elif facts.back:
             verdict = Allow("the window is closed; going back is never delayed", "window")
         else:
             opens = opening(windows, now, self._zone)
             verdict = Wait(opens, f"the window opens at {show(opens, self._zone)}", "window")
-        return Answer((Gate("window", verdict, saw, facts.at),))
+        return Answer((Gate("window", verdict, saw, facts.at, lifted=lifted),))
 
 
 def is_open(windows: tuple[Window, ...], wall: float, zone: ZoneInfo) -> bool:

@@ -9,12 +9,24 @@ What was withdrawn once stays withdrawn: devices that were off for a year must s
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from modelagent.errors import UsageError
 from modelagent.steps import channel as form
 
 Named = tuple[str, str]  # version, digest of the manifest
+
+
+class Plan(NamedTuple):
+    """A wave: from when, which share, and of which groups and hardware classes (none: of all)."""
+
+    start: datetime
+    share: float
+    groups: tuple[str, ...] = ()
+    hardware: tuple[str, ...] = ()
+
+
+Planned = Plan | tuple[datetime, float]
 
 
 def compose(
@@ -24,7 +36,7 @@ def compose(
     *,
     now: datetime,
     release: Named | None,
-    waves: Sequence[tuple[datetime, float]] = (),
+    waves: Sequence[Planned] = (),
     withdrawn: Sequence[tuple[Named, str]] = (),
 ) -> bytes:
     """Compose the bytes of a channel document.
@@ -35,7 +47,7 @@ def compose(
         previous: the document that is published now, or None.
         now: becomes `issued`.
         release: what devices should run, or None for nothing.
-        waves: from which time which share of devices may start; empty means all at once.
+        waves: from which time which share of devices may start, see `Plan`; empty means all at once.
         withdrawn: further versions to take back, with the reason.
 
     Raises:
@@ -44,20 +56,29 @@ def compose(
     for what, name in (("model", model), ("channel", channel)):
         if not form.NAME.fullmatch(name):
             raise UsageError(f"{what} name {name!r}: allowed are names like /{form.NAME.pattern}/", code="bad-name")
-    last = 0.0
-    for start, share in waves:
+    plans = [Plan(*wave) for wave in waves]
+    last: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
+    for start, share, groups, hardware in plans:
         if start.tzinfo is None or not 0 < share <= 1:
             raise UsageError(
                 f"wave {start.isoformat()}={share}: allowed is a time with a zone and a share above 0 and at most 1",
                 code="bad-wave",
             )
-        if share <= last:
+        for name in (*groups, *hardware):
+            if not form.MEMBER.fullmatch(name):
+                raise UsageError(
+                    f"wave {start.isoformat()}={share}: found {name!r}; a group or hardware class is a name such as "
+                    "line-3 or aarch64",
+                    code="bad-wave",
+                )
+        before = last.get((groups, hardware), 0.0)
+        if share <= before:
             raise UsageError(
-                f"wave {start.isoformat()}={share}: each wave must hold more devices than the one before ({last})",
+                f"wave {start.isoformat()}={share}: each wave must hold more devices than the one before ({before})",
                 code="bad-wave",
             )
-        last = share
-    if [start for start, _ in waves] != sorted(start for start, _ in waves):
+        last[groups, hardware] = share
+    if [plan.start for plan in plans] != sorted(plan.start for plan in plans):
         raise UsageError("waves: give them in the order of their start", code="bad-wave")
     taken_back = {entry["digest"]: dict(entry) for entry in (previous or {}).get("withdrawn", [])}
     for (version, digest), reason in withdrawn:
@@ -75,10 +96,21 @@ def compose(
             "channel": channel,
             "issued": instant(now),
             "release": None if release is None else {"version": release[0], "digest": release[1]},
-            "waves": [{"start": instant(start), "share": share} for start, share in waves],
+            "waves": [
+                {"start": instant(plan.start), "share": plan.share}
+                | ({"groups": list(plan.groups)} if plan.groups else {})
+                | ({"hardware": list(plan.hardware)} if plan.hardware else {})
+                for plan in plans
+            ],
             "withdrawn": sorted(taken_back.values(), key=lambda entry: str(entry["version"])),
         }
     )
+
+
+def plan_of(wave: Mapping[str, Any]) -> Plan:
+    """A wave of a published document, as it was planned."""
+    names = {key: tuple(wave.get(key, ())) for key in ("groups", "hardware")}
+    return Plan(datetime.fromisoformat(wave["start"]), wave["share"], **names)
 
 
 def instant(moment: datetime) -> str:

@@ -151,7 +151,7 @@ class Repository:
         files: Mapping[str, Path | bytes],
         *,
         channel: str | None = None,
-        waves: Sequence[tuple[datetime, float]] = (),
+        waves: Sequence[channels.Planned] = (),
         accept_small_canary: bool = False,
         new_model: bool = False,
         deltas_from: int = 0,
@@ -260,7 +260,7 @@ class Repository:
         model: str,
         channel: str,
         version: str | None,
-        waves: Sequence[tuple[datetime, float]] = (),
+        waves: Sequence[channels.Planned] = (),
         withdrawn: Sequence[tuple[str, str]] = (),
     ) -> form.Channel:
         """Say what a channel's devices should run.
@@ -299,7 +299,7 @@ class Repository:
                 release = document["release"]
                 named = None if release is None else str(release["version"])
                 hit = release is not None and release["digest"] == digest
-                waves = [(datetime.fromisoformat(wave["start"]), wave["share"]) for wave in document["waves"]]
+                waves = [channels.plan_of(wave) for wave in document["waves"]]
                 documents[path] = self._compose(
                     model,
                     str(document["channel"]),
@@ -317,9 +317,7 @@ class Repository:
             self._set_channels(roles, documents)
             return [form.parse(data) for data in documents.values()]
 
-    def promote(
-        self, model: str, source: str, target: str, waves: Sequence[tuple[datetime, float]] = ()
-    ) -> form.Channel:
+    def promote(self, model: str, source: str, target: str, waves: Sequence[channels.Planned] = ()) -> form.Channel:
         """Let the channel `target` name what the channel `source` names now (beta to stable, for instance).
 
         Raises:
@@ -390,7 +388,7 @@ class Repository:
         channel: str,
         version: str | None,
         *,
-        waves: Sequence[tuple[datetime, float]],
+        waves: Sequence[channels.Planned],
         withdrawn: Sequence[tuple[str, str]],
         roles: Metadata[Targets],
     ) -> bytes:

@@ -10,6 +10,7 @@ ever signed.
 
 import json
 import re
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -21,6 +22,7 @@ SCHEMA: Final = 1
 MAX_LENGTH: Final = 64 * 1024  # bytes
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 VERSION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
+MEMBER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a group or a hardware class, as the settings have it
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _KEYS: Final = {"schema", "model", "channel", "issued", "release", "waves", "withdrawn"}
 
@@ -78,11 +80,18 @@ def parse(data: bytes) -> Channel:
         digest = _name("release.digest", release["digest"], DIGEST)
     waves = []
     for index, item in enumerate(_list("waves", top["waves"])):
-        wave = _object(f"waves[{index}]", item, {"start", "share"})
+        wave = _object(f"waves[{index}]", item, {"start", "share"}, {"groups", "hardware"})
         share = wave["share"]
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise _bad(f"waves[{index}].share", share, "a number above 0 and at most 1")
-        waves.append(Wave(_instant(f"waves[{index}].start", wave["start"]), float(share)))
+        names = {
+            key: tuple(
+                _name(f"waves[{index}].{key}[{place}]", name, MEMBER)
+                for place, name in enumerate(_list(f"waves[{index}].{key}", wave.get(key, [])))
+            )
+            for key in ("groups", "hardware")
+        }
+        waves.append(Wave(_instant(f"waves[{index}].start", wave["start"]), float(share), **names))
     withdrawn = []
     for index, item in enumerate(_list("withdrawn", top["withdrawn"])):
         entry = _object(f"withdrawn[{index}]", item, {"version", "digest", "reason"})
@@ -107,9 +116,10 @@ def parse(data: bytes) -> Channel:
     )
 
 
-def _object(key: str, value: object, keys: set[str]) -> dict[str, Any]:
-    if not isinstance(value, dict) or set(value) != keys:
-        raise _bad(key, repr(value)[:80], f"an object with exactly {', '.join(sorted(keys))}")
+def _object(key: str, value: object, keys: set[str], optional: AbstractSet[str] = frozenset()) -> dict[str, Any]:
+    if not isinstance(value, dict) or not keys <= set(value) <= keys | optional:
+        more = f", and perhaps {', '.join(sorted(optional))}" if optional else ""
+        raise _bad(key, repr(value)[:80], f"an object with exactly {', '.join(sorted(keys))}{more}")
     return value
 
 
