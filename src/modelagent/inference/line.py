@@ -21,6 +21,7 @@ from typing import Any
 
 from modelagent.durable import write_atomic
 from modelagent.errors import SourceError
+from modelagent.inference.actions import RuleBook
 from modelagent.inference.buffer import FrameBuffer
 from modelagent.inference.frames import Frame, open_source
 from modelagent.inference.handover import Handover
@@ -28,7 +29,9 @@ from modelagent.inference.labels import Spool
 from modelagent.inference.options import ModelOptions
 from modelagent.inference.records import Records
 from modelagent.inference.results import Outlet
+from modelagent.inference.results.courier import Courier
 from modelagent.inference.results.jsonl import JsonlSink
+from modelagent.inference.results.mqtt import MqttSink
 from modelagent.inference.results.sqlite import SqliteSink
 from modelagent.inference.serving import Event, Server
 from modelagent.inference.shadow import Shadow
@@ -66,11 +69,22 @@ class Line:
         options.keep_dir.mkdir(parents=True, exist_ok=True)
         options.health.parent.mkdir(parents=True, exist_ok=True)
         self._source = open_source(options.source)
-        outlets = []
+        outlets: list[Outlet | RuleBook] = []
         if options.sqlite:
-            outlets.append(Outlet(SqliteSink(options.keep_dir / "results.db", max_bytes=options.max_bytes)))
+            sqlite = SqliteSink(
+                options.keep_dir / "results.db", max_bytes=options.max_bytes, max_age_s=options.max_age_s
+            )
+            outlets.append(Outlet(sqlite))
         if options.jsonl:
             outlets.append(Outlet(JsonlSink(options.keep_dir / "results.jsonl", max_bytes=options.max_bytes)))
+        self._courier = _courier(options)
+        if self._courier is not None and options.mqtt_topic:
+            outlets.append(Outlet(MqttSink(self._courier, options.mqtt_topic)))
+        self._rules: RuleBook | None = None
+        if options.rules:
+            publish = self._courier.send if self._courier is not None else None
+            self._rules = RuleBook(options.rules, device=options.device, publish=publish)
+            outlets.append(self._rules)
         self.records = Records(
             options.name, epoch, outlets, recent=options.recent, horizon=options.label_horizon, thin_s=options.thin_s
         )
@@ -167,6 +181,8 @@ class Line:
         if self._feeder is not None:
             self._feeder.join(max(0.1, deadline - time.monotonic() - 0.5))
         self.records.close(max(0.1, deadline - time.monotonic()))
+        if self._courier is not None:
+            self._courier.close(max(0.3, deadline - time.monotonic()))
         self.write_health()
 
     def _post(self, event: Event | Worker) -> None:
@@ -265,6 +281,15 @@ class Line:
                 "written": sum(outlet.written for outlet in self.records.outlets),
                 "lost": sum(outlet.lost for outlet in self.records.outlets),
             },
+            "broker": None
+            if self._courier is None
+            else {
+                "connected": self._courier.connected,
+                "waiting": self._courier.waiting,
+                "lost": self._courier.lost,
+                "problem": self._courier.problem,
+            },
+            "rules": {} if self._rules is None else self._rules.report(),
             "last_result": None
             if self.records.last is None
             else {"id": self.records.last[0], "wall": self.records.last[1]},
@@ -274,3 +299,10 @@ class Line:
         except OSError as error:
             self._written = None  # try again at the next step
             _log.warning("%s: %s; free space or correct permissions", self.options.health, error)
+
+
+def _courier(options: ModelOptions) -> Courier | None:
+    if options.mqtt is None:
+        return None
+    client = f"modelagent-{options.device}-{options.name}-results"
+    return Courier(options.mqtt, client, options.keep_dir / "outbox")

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelagent.inference.frames import SourceOptions
-from modelagent.inputs.schema import Settings, Source
+from modelagent.inference.rules import Rule
+from modelagent.inputs.schema import Model, Mqtt, Settings, Source
+from modelagent.inputs.schema import Rule as RuleSettings
 
 WORKER = (sys.executable, "-m", "modelagent.inference.worker")
 
@@ -41,6 +43,34 @@ class ModelOptions:
     shadow_ring: int = 256
     thin_s: float = 0.0  # seconds between two samples for the judges
     worker_argv: tuple[str, ...] = WORKER
+    max_age_s: float = 0.0  # of results in the database; 0: any
+    device: str = "device"
+    mqtt: Mqtt | None = None  # the broker, where results or rules need it
+    mqtt_topic: str = ""  # of results; empty: they stay here
+    rules: tuple[Rule, ...] = ()
+
+
+def _speaks(model: Model) -> bool:
+    """Whether results or rules of this model go to the broker."""
+    return model.results.mqtt or any(rule.topic for rule in model.rules.values())
+
+
+def _rule(name: str, rule: RuleSettings) -> Rule:
+    return Rule(
+        name=name,
+        labels=rule.labels,
+        min_score=rule.min_score,
+        release_score=rule.release_score,
+        hits=rule.hits,
+        of=rule.of,
+        hold=rule.hold,
+        repeat=rule.repeat,
+        pause=rule.pause,
+        log=rule.log,
+        topic=rule.topic,
+        webhook=rule.webhook,
+        command=rule.command,
+    )
 
 
 def _source_options(settings: Settings, name: str, source: Source) -> SourceOptions:
@@ -99,6 +129,11 @@ class LoopOptions:
                 shadow_share=model.shadow.rate,
                 shadow_ring=model.shadow.ring,
                 thin_s=model.probation.thin,
+                max_age_s=model.results.max_days * 86400.0,
+                device=settings.device.id,
+                mqtt=settings.mqtt if settings.mqtt.host and _speaks(model) else None,
+                mqtt_topic=f"{settings.mqtt.prefix}/{settings.device.id}/result/{name}" if model.results.mqtt else "",
+                rules=tuple(_rule(rule_name, rule) for rule_name, rule in model.rules.items()),
             )
             for name, model in settings.models.items()
         )

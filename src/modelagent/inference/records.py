@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from modelagent.inference.counters import Tally
 from modelagent.inference.decisions import Decision
 from modelagent.inference.frames import Frame
-from modelagent.inference.results import Outlet, Row
+from modelagent.inference.results import Drain, Row
 
 _SPANS = 20_000  # remembered; labels that come later than so many samples count once more at worst
 
@@ -71,7 +71,7 @@ class Records:
         self,
         model: str,
         epoch: str,
-        outlets: Sequence[Outlet],
+        outlets: Sequence[Drain],
         *,
         recent: int,
         horizon: float,

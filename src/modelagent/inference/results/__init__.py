@@ -63,6 +63,24 @@ class ResultSink(Protocol):
         """Let go of files; a later `write` opens them again."""
 
 
+class Drain(Protocol):
+    """Where rows go: an Outlet, or the rules."""
+
+    @property
+    def lost(self) -> int:
+        """Rows that came to nothing."""
+
+    @property
+    def written(self) -> int:
+        """Rows that did not."""
+
+    def put(self, row: Row) -> None:
+        """Take a row: never waits, never fails."""
+
+    def close(self, timeout: float) -> None:
+        """Finish within so many seconds."""
+
+
 class Outlet:
     """A sink behind a bounded queue and a thread of its own."""
 

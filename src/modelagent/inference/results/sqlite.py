@@ -27,6 +27,7 @@ _TABLE: Final = (
 _INSERT: Final = f"INSERT OR IGNORE INTO results VALUES ({','.join('?' * len(Row._fields))})"  # noqa: S608 - constants
 _PAUSE: Final = 5.0  # seconds without trying after a failure: a dead disk must not be hammered
 _TRIM: Final = 0.1  # share of the rows that goes when the file is full
+_AGE_LOOK: Final = 60.0  # seconds between two looks for rows that are too old
 _BUSY: Final = 2.0  # seconds to wait for a reader that holds the file
 
 
@@ -36,13 +37,16 @@ class SqliteSink:
     Args:
         path: the database; its directory must exist.
         max_bytes: the used size at which the oldest tenth of the rows goes.
+        max_age_s: seconds after which a row goes; 0: none goes for its age.
     """
 
     name = "sqlite"
 
-    def __init__(self, path: Path, *, max_bytes: int) -> None:
+    def __init__(self, path: Path, *, max_bytes: int, max_age_s: float = 0.0) -> None:
         self._path = path
         self._max = max_bytes
+        self._max_age_s = max_age_s
+        self._aged = 0.0
         self._connection: sqlite3.Connection | None = None
         self._not_before = 0.0
 
@@ -83,6 +87,16 @@ class SqliteSink:
                     "DELETE FROM results WHERE rowid IN (SELECT rowid FROM results ORDER BY rowid LIMIT "
                     "(SELECT 1 + CAST(count(*) * ? AS INTEGER) FROM results))",
                     (_TRIM,),
+                )
+
+        if self._max_age_s and time.monotonic() >= self._aged:
+            self._aged = time.monotonic() + _AGE_LOOK
+            with connection:
+                # Rows lie in the order of their coming: the first young one ends the search.
+                connection.execute(
+                    "DELETE FROM results WHERE rowid < coalesce((SELECT rowid FROM results WHERE wall >= ? "
+                    "ORDER BY rowid LIMIT 1), (SELECT 1 + max(rowid) FROM results))",
+                    (time.time() - self._max_age_s,),
                 )
 
     def _open(self) -> sqlite3.Connection:
