@@ -42,9 +42,10 @@ TRIM: Final = (
     "numpy/_core/lib",
     "numpy/random/lib",
     "numpy/random/_examples",
+    "pygments/lexers",
     "bin",
 )
-TRIM_NAMES: Final = ("tests", "*.pyi", "*.pxd", "__pycache__", "_cffi.cpython-*.so")
+TRIM_NAMES: Final = ("tests", "*.pyi", "*.pxd", "__pycache__", "_cffi.cpython-*.so", "_simd.cpython-*.so")
 # Wheels that come with debugging symbols, which are nine tenths of them.
 STRIP: Final = ("zstandard/*.so",)
 UNITS: Final = ("modelagent.service", "modelagent-updater.service")
