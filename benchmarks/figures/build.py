@@ -19,6 +19,7 @@ from benchmarks.stand import own_environment
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _VARIANTS: Final = ("float16", "dynamic", "int8", "pruned-int8", "distilled-int8")
 _DIGITS: Final = _ROOT / "examples" / "digits"
+_FORMATS: Final = ("float16", "dynamic", "int8")
 _RELEASES: Final = 5
 # Named in the issue of the product: int8 at least 70 % smaller on a network of at least 1 MB.
 _AIMS: Final = {
@@ -37,6 +38,7 @@ def _figures(model: str) -> tuple[Figure, ...]:
             found.append(
                 Figure(f"build.{model}.{variant}_{kind}", "share" if kind == "accuracy_loss" else "ratio", aim)
             )
+    found += [Figure(f"build.{model}.{kind}_delta_ratio", "ratio", "") for kind in _FORMATS]
     return tuple(found)
 
 
@@ -44,17 +46,40 @@ def _build(model: str) -> Callable[[Path], Mapping[str, Measured]]:
     def measure(folder: Path) -> dict[str, Measured]:
         if importlib.util.find_spec("tensorflow") is None:
             raise NotHereError("tensorflow is missing, and a build trains; pip install 'modelagent[build]'")
-        out = folder / f"build-{model}"
-        command = [sys.executable, "-m", "modelagent", "build", f"examples/{model}/build.toml", "--out", str(out)]
-        environment = own_environment()
-        environment["PYTHONPATH"] = f"{environment.get('PYTHONPATH', '')}:{_ROOT}"
-        done = subprocess.run([*command, "--json"], cwd=_ROOT, env=environment, capture_output=True, check=False)
-        report: dict[str, Any] = json.loads(done.stdout or b"{}")
-        if "variants" not in report:
-            raise RuntimeError(done.stderr.decode(errors="replace")[-500:] + str(report)[:500])
-        return _read(model, report)
+        first, second = folder / f"build-{model}", folder / f"build-{model}-tuned"
+        report = _run(f"examples/{model}/build.toml", "--out", str(first))
+        variants = [word for kind in _FORMATS for word in ("--variant", f"{kind}={kind}")]
+        entry = f"examples.{model}.build"
+        _run(f"{entry}:tuned", "--data", f"{entry}:samples", "--seed", str(report["inputs"]["seed"]), *variants,
+             "--out", str(second))  # fmt: skip
+        return _read(model, report) | _deltas(model, first, second)
 
     return measure
+
+
+def _run(*words: str) -> dict[str, Any]:
+    """A build, as it would be typed; its report."""
+    environment = own_environment()
+    environment["PYTHONPATH"] = f"{environment.get('PYTHONPATH', '')}:{_ROOT}"
+    command = [sys.executable, "-m", "modelagent", "build", *words, "--json"]
+    done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, check=False)
+    report: dict[str, Any] = json.loads(done.stdout or b"{}")
+    if "variants" not in report:
+        raise RuntimeError(done.stderr.decode(errors="replace")[-500:] + str(report)[:500])
+    return report
+
+
+def _deltas(model: str, first: Path, second: Path) -> dict[str, Measured]:
+    """What a device fetches when the network was tuned a little and built again, by format."""
+    from modelagent.delta.make import make  # noqa: PLC0415 - not needed to list figures
+
+    found = {}
+    for kind in _FORMATS:
+        old, new = ((place / "variants" / f"{kind}.tflite").read_bytes() for place in (first, second))
+        delta = make(old, new)
+        how = f"{len(delta)} of {len(new)} bytes; one more epoch at a rate of 1e-5"
+        found[f"build.{model}.{kind}_delta_ratio"] = Measured(len(delta) / len(new), how)
+    return found
 
 
 def _read(model: str, report: Mapping[str, Any]) -> dict[str, Measured]:
