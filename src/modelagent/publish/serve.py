@@ -76,6 +76,8 @@ class Server:
 class _Handler(BaseHTTPRequestHandler):
     root: Path
     protocol_version = "HTTP/1.1"
+    server_version, sys_version = "modelagent", ""
+    disable_nagle_algorithm = True  # head and body are two writes; the second must not wait for the first's receipt
     timeout = 60  # seconds without a request on a kept connection
 
     def do_GET(self) -> None:
@@ -90,7 +92,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         fd = self._open()
         if fd is None:
-            self.send_error(HTTPStatus.NOT_FOUND)
+            # No page: every check of every device asks for the next root and is told that there is none.
+            self.send_response(HTTPStatus.NOT_FOUND)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         with os.fdopen(fd, "rb") as stream:
             status = os.fstat(fd)

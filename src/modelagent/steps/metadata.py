@@ -153,7 +153,7 @@ class View:
         if data is None:
             data = self._fetch_target(path, info, sha256)
             with durable.device_errors(f"the cache of {path}"):
-                durable.write_atomic(cache, data)
+                durable.write_atomic(cache, data, durable=False)  # read by its hash: a torn one is fetched again
                 self._prune()
         return data
 

@@ -17,7 +17,7 @@ from typing import Final, Protocol, cast
 from urllib.parse import quote
 
 from tuf.api.exceptions import DownloadHTTPError, ExpiredMetadataError, RepositoryError
-from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, Targets, Timestamp
 from tuf.ngclient import FetcherInterface, Updater
 
 from modelagent import durable
@@ -27,6 +27,7 @@ from modelagent.sources import Source, bounded
 
 _LONG_NAME: Final = 200  # characters of a file name, with room for what a writer adds
 _ROOT_NAME: Final = re.compile(r"\d+\.root\.json")
+_MEMORY: Final = (Timestamp.type, Snapshot.type)
 _LAST_MOMENT: Final = 253402300799.0  # the year 9999; a clock can say anything
 
 
@@ -177,7 +178,12 @@ class Workflow(Updater):
         return self._local(rolename).read_bytes()
 
     def _persist_metadata(self, rolename: str, data: bytes) -> None:
-        self._persist_file(str(self._local(rolename)), data)
+        # Root, timestamp and snapshot remember what may not come again, and must survive a power cut. Everything else
+        # is held against the snapshot each time it is read: what a cut tears is fetched again.
+        if rolename in _MEMORY:
+            self._persist_file(str(self._local(rolename)), data)
+        else:
+            durable.write_atomic(self._local(rolename), data, durable=False)
 
     def _persist_file(self, filename: str, data: bytes) -> None:
         path = Path(filename)
