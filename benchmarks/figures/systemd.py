@@ -8,6 +8,7 @@ its source gives no frame, the next check is hours away.
 import json
 import re
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ _ROOT: Final = Path(__file__).resolve().parents[2]
 sys.path.append(str(_ROOT / "tests"))
 
 from systemd_device import FPS, INFERENCE, UPDATER, Device  # noqa: E402 - the line above makes them importable
-from systemd_machine import Machine, debian, missing, package  # noqa: E402 - the same
+from systemd_machine import Machine, cache, debian, missing, package  # noqa: E402 - the same
 
 _TENSORFLOW_MIB: Final = 1977.0  # installed, with what it needs: see install.size_ratio in docs
 _STARTS: Final = 5
@@ -71,6 +72,18 @@ def installed(folder: Path) -> dict[str, Measured]:
             ),
             **_idle(device),
         }
+
+
+def image(folder: Path) -> dict[str, Measured]:
+    """`image.mb`: the container image, its Dockerfile replayed without an engine."""
+    if reason := missing():
+        raise NotHereError(f"the Dockerfile cannot be replayed: {reason}; run as root on Debian")
+    del folder  # the tree that it starts from is kept with those of the tests
+    words = [sys.executable, str(_ROOT / "deploy/replay.py"), "--json", "--base", str(cache() / "slim")]
+    facts = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    return {
+        "image.mb": Measured(facts["mb"], f"all files of the last stage, runs as {facts['user']}, doctor is content")
+    }
 
 
 def _change(device: Device, old: str, new: str) -> None:
@@ -158,4 +171,5 @@ GROUPS: Final = (
         ),
         installed,
     ),
+    Group((Figure("image.mb", "MB", "<= 250"),), image),
 )

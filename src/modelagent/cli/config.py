@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import click
 
 from modelagent.cli import EXIT_CODES, Frame, json_option
+from modelagent.cli.grants import missing
 from modelagent.cli.talk import settings_of
 
 
@@ -27,10 +28,15 @@ def check(frame: Frame) -> None:
     """Check the settings file and its drop-ins; nothing is started or changed."""
     settings = settings_of(frame)
     models = list(settings.models)
+    lacking = missing(settings)
+    drop_ins = sorted({grant.drop_in for grant in lacking})
     if frame.json:
-        click.echo(json.dumps({"ok": True, "file": str(frame.config), "models": models}, indent=1))
-    else:
-        click.echo(f"{frame.config}: good; models: {', '.join(models) or 'none'}")
+        document = {"ok": True, "file": str(frame.config), "models": models, "missing_drop_ins": drop_ins}
+        click.echo(json.dumps(document, indent=1))
+        return
+    click.echo(f"{frame.config}: good; models: {', '.join(models) or 'none'}")
+    for grant in lacking:
+        click.echo(f"{grant.reason}: the unit does not grant it; use drop-in {grant.drop_in} (docs/systemd.md)")
 
 
 @config.command(epilog=EXIT_CODES)

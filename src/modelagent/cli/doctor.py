@@ -30,6 +30,7 @@ import click
 
 from modelagent.children import describe_exit, spawn
 from modelagent.cli import EXIT_CODES, FAILED, OK, Frame, json_option
+from modelagent.cli.grants import missing, needed
 from modelagent.cli.show import table
 from modelagent.cli.talk import settings_of
 from modelagent.inputs.config import Settings
@@ -320,6 +321,19 @@ def check_sources(settings: Settings) -> Answer:
     return "ok", f"frames for {', '.join(settings.models)}", ""
 
 
+def check_grants(settings: Settings) -> Answer:
+    """Does the unit of inference grant what its sources and sinks need?"""
+    lacking = missing(settings)
+    if lacking:
+        files = ", ".join(sorted({grant.drop_in for grant in lacking}))
+        return (
+            "fail",
+            f"{'; '.join(grant.reason for grant in lacking)}: the unit does not grant it",
+            f"drop-in {files}, see docs/systemd.md; then systemctl daemon-reload and restart modelagent",
+        )
+    return "ok", "the unit grants what sources and sinks need" if needed(settings) else "none needed", ""
+
+
 def check_programs(_settings: Settings) -> Answer:
     """Is compiled bytecode there? Without it every start takes about four times as long."""
     package = Path(__file__).parent.parent
@@ -348,4 +362,5 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("broker", check_mqtt),
     ("priority", check_priority),
     ("frames", check_sources),
+    ("drop-ins", check_grants),
 )
