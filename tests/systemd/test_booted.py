@@ -298,6 +298,26 @@ def test_the_journal_can_be_asked_by_field(device: Device) -> None:
     assert all(line["PHASE"] and line["_SYSTEMD_UNIT"] == f"{UPDATER}.service" for line in lines)
 
 
+def test_a_missing_drop_in_is_named_and_then_found(device: Device) -> None:
+    machine, version = device.machine, device.running()
+    more = machine.path("/etc/modelagent/conf.d/network.toml")
+    more.write_text("[models.digits.results]\nmqtt = true\n")
+    try:
+        assert "inference-network.conf" in device.cli("config", "check")
+        assert "inference-network.conf" in device.cli("doctor", check=False)
+        folder = "/etc/systemd/system/modelagent.service.d"
+        machine.run("mkdir", "-p", folder)
+        machine.run("cp", "/usr/share/doc/modelagent/examples/drop-ins/inference-network.conf", folder)
+        device.ctl("daemon-reload")
+        assert "inference-network.conf" not in device.cli("config", "check")
+        machine.run("rm", "-r", folder)
+    finally:
+        more.unlink()
+        device.ctl("daemon-reload")
+    device.ctl("reload", INFERENCE)
+    device.wait_for(version)
+
+
 @pytest.mark.parametrize("when", ["download", "probation"])
 def test_a_power_cut_during_an_update(device: Device, when: str) -> None:
     machine = device.machine
