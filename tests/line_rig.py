@@ -32,6 +32,8 @@ from modelagent.durable import LinkId, prepare_link, swap_link
 from modelagent.inference.frames import SourceOptions
 from modelagent.inference.loop import run
 from modelagent.inference.options import LoopOptions, ModelOptions
+from modelagent.inference.rules import Rule
+from modelagent.inputs.schema import Mqtt
 
 Frames = npt.NDArray[np.float32]
 GLARE = np.ones((8, 8, 1), np.float32)
@@ -44,13 +46,23 @@ def main(argument: str) -> int:
     for given in json.loads(argument):
         lock = given.pop("lock")
         source = given.pop("source")
-        source["path"] = Path(source["path"])
+        for name in ("path", "done_dir"):
+            if name in source:
+                source[name] = Path(source[name])
+        if "mqtt" in given:
+            given["mqtt"] = Mqtt(**given["mqtt"])
+        given["rules"] = tuple(_rule(rule) for rule in given.get("rules", []))
         for name in ("model_dir", "labels_dir", "keep_dir", "health"):
             given[name] = Path(given[name])
         if "worker_argv" in given:
             given["worker_argv"] = tuple(given["worker_argv"])
         models.append(ModelOptions(source=SourceOptions(**source), **given))
     return run(LoopOptions(Path(lock), tuple(models)))
+
+
+def _rule(given: dict[str, Any]) -> Rule:
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    return Rule(**values)
 
 
 class Rig:
