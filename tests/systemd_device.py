@@ -39,6 +39,7 @@ class Device:
         self.machine = machine
         self.folder = folder
         self.repository = folder / "repository"
+        self.newest = ""  # published last
         self._server: socketserver.BaseServer | None = None
         self._cli("repo", "init", *self._where, "--model", "digits")
 
@@ -72,6 +73,7 @@ class Device:
             *("--floor-accuracy", "0.7", "--manifest", str(contract), str(model)),
         )
         self._cli("repo", "channel", *self._where, "digits", "stable", version)
+        self.newest = version
 
     def serve(self) -> None:
         """Serve the repository on this side of the link."""

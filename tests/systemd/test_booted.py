@@ -5,6 +5,7 @@ One machine is booted once; the tests follow each other on it, as months do on a
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from modelagent.cli.install import UNITS
 from systemd_device import FPS, INFERENCE, UPDATER, Device
-from systemd_machine import Machine, debian, missing, package
+from systemd_machine import ROOT, Machine, debian, missing, package
 
 pytestmark = [
     pytest.mark.systemd,
@@ -363,3 +365,31 @@ def test_removal_keeps_the_data_and_purge_takes_it(device: Device) -> None:
     machine.run("dpkg", "-P", "modelagent")
     for path in ("/var/lib/modelagent", "/var/lib/modelagent-inference", "/etc/modelagent", "/usr/lib/modelagent"):
         assert not machine.path(path).exists()
+
+
+def test_without_the_package_install_service_does_the_same(device: Device) -> None:
+    """The wheel's own files, in an environment made of the package's tree: there is no pip on the machine."""
+    machine, venv = device.machine, "/opt/venv"
+    shutil.copy(package("1"), machine.path("/root/package.deb"))
+    machine.run("dpkg-deb", "-x", "/root/package.deb", "/root/unpacked")
+    machine.run("cp", "-a", "/root/unpacked/usr/lib/modelagent/tree", venv)
+    machine.run("sed", "-i", f"1s|.*|#!{venv}/bin/python3 -P|", f"{venv}/bin/modelagent")
+    for name in (*(f"systemd/{unit}" for unit in UNITS), "systemd/modelagent.sysusers", "config/modelagent.toml"):
+        target = machine.path(f"{venv}/share/modelagent/{name}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target)
+    device.provision()
+
+    program = f"{venv}/bin/modelagent"
+    assert "would start modelagent" in machine.run(program, "install-service", "--dry-run")
+    machine.run(program, "install-service")
+    assert machine.run(program, "install-service") == "everything is in place\n"
+    device.wait_for(device.newest)
+    assert f"{venv}/bin/python3" in _command(machine.pid(INFERENCE))
+    assert device.cli("status"), "/usr/local/bin has it"
+
+    machine.run(program, "uninstall")
+    assert machine.processes(INFERENCE) == machine.processes(UPDATER) == {}
+    assert machine.path("/var/lib/modelagent/history.jsonl").exists()
+    machine.run(program, "uninstall", "--purge")
+    assert not machine.path("/var/lib/modelagent").exists()
