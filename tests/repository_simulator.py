@@ -123,6 +123,7 @@ class RepositorySimulator:
         self.label = "simulator"
         self.requests: list[tuple[str, int]] = []
         self.sent = 0  # bytes
+        self.server_time: float | None = None  # what a web server's Date would say
         self._rewrites: dict[str, tuple[Rewrite, bool]] = {}
         self._missing: set[str] = set()
         self._failures: list[SourceError] = []

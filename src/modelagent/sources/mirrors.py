@@ -44,7 +44,7 @@ class Mirrors:
         self._guard = threading.Lock()
         self._blamed: dict[str, tuple[float, str]] = {}
         if path is not None:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                 kept: Any = json.loads(path.read_bytes())["aside"]
                 self._blamed = {str(name): (float(at), str(code)) for name, (at, code) in kept.items()}
 

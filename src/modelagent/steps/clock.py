@@ -63,7 +63,7 @@ class FloorClock:
         self._built = built
         self._signed: dict[str, tuple[float, list[str]]] = {}
         if path is not None:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                 kept: Any = json.loads(path.read_bytes())["signed"]
                 self._signed = {str(who): (float(at), [str(key) for key in keys]) for who, (at, keys) in kept.items()}
         self.last = self.judge(None)

@@ -53,7 +53,7 @@ class Sticks:
         self._guard = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             kept: Any = json.loads(path.read_bytes())["paths"]
             self._byhand = [Path(str(item)) for item in kept]
 
