@@ -8,9 +8,6 @@ Keras models and SavedModels go through tensorflow's converter; a .tflite file g
 works on the file itself and needs no tensorflow. Batch size is 1, as on the device.
 """
 
-import contextlib
-import io as streams
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,7 +73,7 @@ def convert(
             )
             converter = tf.lite.TFLiteConverter.from_saved_model(str(saved), signature_keys=[SIGNATURE])
             _set_format(tf, converter, kind, samples=samples, io=io, given=given)
-            with _quiet():
+            with toolbox.quiet():
                 data = bytes(converter.convert())
         except UsageError:
             raise
@@ -150,7 +147,7 @@ def _save(tf: Any, serve: Any, specs: list[Any], folder: Path, *, keep: Any) -> 
     held = getattr(keep, "variables", [])
     module.held = [item if isinstance(item, tf.Variable) else item.value for item in held]
     module.serve = tf.function(serve, input_signature=specs)
-    with _quiet():
+    with toolbox.quiet():
         tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
 
 
@@ -181,7 +178,7 @@ def _requantise(data: bytes, kind: str, samples: Samples, io: str) -> bytes:
     work = quantizer.Quantizer(bytearray(data))
     everything = {"regex": ".*", "operation_name": operation.ALL_SUPPORTED}
     try:
-        with _quiet():
+        with toolbox.quiet():
             if kind == "float16":
                 work.add_weight_only_config(num_bits=16, algorithm_key=algorithm.FLOAT_CASTING, **everything)
                 return bytes(work.quantize().quantized_model)
@@ -247,21 +244,6 @@ def _fixed(found: Sequence[tuple[int | None, ...]], shapes: Sequence[Sequence[in
             )
         result.append([int(size) for size in wanted if size is not None])
     return result
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The tools print their progress, some from C++; ours is enough. What goes wrong comes as an exception."""
-    kept = os.dup(2)
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 2)
-        with contextlib.redirect_stdout(streams.StringIO()):
-            yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
 
 
 def representative(train: Samples, count: int) -> Samples:

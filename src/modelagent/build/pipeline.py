@@ -237,7 +237,7 @@ def _measure(plan: Plan, parts: Parts, variant: Variant, baseline: Variant) -> N
         compressed=variant.compressed,
         size_ratio=variant.size / baseline.size,
         accuracy=variant.measured.accuracy,
-        accuracy_loss=-change,
+        accuracy_loss=0.0 - change,
         loss_bound=bound,
         latency_ratio=variant.measured.latency_ratio or 1.0,
         memory_mb=variant.measured.peak_mb,

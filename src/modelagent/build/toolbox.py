@@ -8,9 +8,11 @@ This file knows where the tools are and what must be set before their import. It
 """
 
 import importlib
+import io
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cache
 from importlib import metadata
 from typing import Any, Final
@@ -109,6 +111,22 @@ def versions() -> dict[str, str]:
 
 def _import(name: str, why: str) -> Any:
     try:
-        return importlib.import_module(name)
+        with quiet():
+            return importlib.import_module(name)
     except ImportError as error:
         raise UsageError(f"{name} is missing ({error}): {why}; {EXTRA}", code="no-tool") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The tools print their progress, some from C++; ours is enough. What goes wrong comes as an exception."""
+    kept = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)

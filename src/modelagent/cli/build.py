@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -26,6 +27,7 @@ from modelagent.delta import DeltaError
 from modelagent.delta.make import make as make_delta
 from modelagent.errors import UsageError
 
+_LOG_WIDTH: Final = 110
 _NOTES: Final = "\b\nSteps, joined by +:\n" + "\n".join(
     f"  {kind}" + (":" + ",".join(f"{name}={rule[0]}" for name, rule in options.items()) if options else "")
     for kind, options in chains.OPTIONS.items()
@@ -129,12 +131,17 @@ def _plain() -> Callable[[str, int, int, str], None]:
 
 def show(outcome: Outcome, out: Path) -> None:
     """Print the table and the choice."""
-    table = Table(title=f"{outcome.plan.name}, {len(outcome.parts.validation)} validation samples")
-    for title in ("variant", "bytes", "compr.", "delta", "accuracy (95 %)", "loss", "p50/p95 us", "time", "MB", ""):
-        table.add_column(title, justify="left" if title in {"variant", ""} else "right", overflow="fold")
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False, title_justify="left")
+    table.title = (
+        f"{outcome.plan.name}, {len(outcome.parts.validation)} validation samples, accuracy with 95 % interval"
+    )
+    for title in ("variant", "bytes", "zlib", "delta", "accuracy", "loss", "p50/p95 us", "time", "MB", ""):
+        table.add_column(title, justify="left" if title in {"variant", ""} else "right", no_wrap=True)
     for item in outcome.variants.values():
         table.add_row(*_cells(item, outcome.chosen is item))
-    Console().print(table)
+    screen = Console()
+    # A log has no width of its own; a terminal too narrow for a column shortens it, and the report has it whole.
+    Console(width=max(screen.width, _LOG_WIDTH) if not screen.is_terminal else None).print(table)
     for item in outcome.variants.values():
         for text in dict.fromkeys(filter(None, [item.failure, *item.refusals, *(note.text for note in item.remarks)])):
             click.echo(f"{item.name}: {text}")
@@ -157,8 +164,8 @@ def _cells(item: Variant, chosen: bool) -> list[str]:
         str(item.size),
         str(item.compressed),
         "-" if item.delta is None else str(item.delta),
-        f"{found.accuracy:.2%} ({found.interval[0]:.1%} to {found.interval[1]:.1%})",
-        f"{figures.accuracy_loss:+.2%}",
+        f"{100 * found.accuracy:.1f} {100 * found.interval[0]:.1f}-{100 * found.interval[1]:.1f}",
+        f"{100 * figures.accuracy_loss + 0.0:.2f}",
         f"{found.p50_us:.0f}/{found.p95_us:.0f}",
         f"{figures.latency_ratio:.2f}",
         f"{found.peak_mb:.0f}",
