@@ -2,8 +2,8 @@
 
 This file knows the spool's format and which files have been read. It does not know results.
 
-    spool = Spool(directory)              # what lies there already belongs to earlier runs
-    for name, label, right in spool.news(): ...
+    spool = Spool(directory)              # what lies there already may have been read by an earlier run
+    for name, label, right, again in spool.news(): ...
 
 The files are the updater's, which removes them after a day; here they are only read.
 """
@@ -19,7 +19,8 @@ _log = logging.getLogger(__name__)
 _MAX_BYTES: Final = 4 << 20  # 5000 labels of 128 characters are well below it
 _MAX_FILES: Final = 50  # taken up at once; the rest a second later
 
-Label = tuple[str, int | None, bool | None]  # id of the result, true class, whether the prediction was right
+# id of the result, true class, whether the prediction was right, whether an earlier run may have read it
+Label = tuple[str, int | None, bool | None, bool]
 
 
 class Spool:
@@ -27,7 +28,8 @@ class Spool:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._read = self._present()
+        self._old = self._present()
+        self._read: set[str] = set()
 
     def news(self) -> Iterator[Label]:
         """The labels of files that have appeared since; bad files are passed over, and said once."""
@@ -35,7 +37,8 @@ class Spool:
         self._read &= present
         for name in sorted(present - self._read)[:_MAX_FILES]:
             self._read.add(name)
-            yield from self._labels(self._directory / name)
+            for label in self._labels(self._directory / name):
+                yield (*label, name in self._old)
 
     def _present(self) -> set[str]:
         try:
@@ -48,7 +51,7 @@ class Spool:
             return set()
 
     @staticmethod
-    def _labels(path: Path) -> list[Label]:
+    def _labels(path: Path) -> list[tuple[str, int | None, bool | None]]:
         try:
             with path.open("rb") as file:
                 document = json.loads(file.read(_MAX_BYTES))

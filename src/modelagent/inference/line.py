@@ -22,6 +22,7 @@ from typing import Any
 from modelagent.durable import write_atomic
 from modelagent.errors import SourceError
 from modelagent.inference.actions import RuleBook
+from modelagent.inference.archive import Archive
 from modelagent.inference.buffer import FrameBuffer
 from modelagent.inference.frames import Frame, open_source
 from modelagent.inference.handover import Handover
@@ -85,8 +86,17 @@ class Line:
             publish = self._courier.send if self._courier is not None else None
             self._rules = RuleBook(options.rules, device=options.device, publish=publish)
             outlets.append(self._rules)
+        self._archive = Archive(
+            options.keep_dir / "results.db", options.keep_dir / "labels.db", horizon=options.label_horizon
+        )
         self.records = Records(
-            options.name, epoch, outlets, recent=options.recent, horizon=options.label_horizon, thin_s=options.thin_s
+            options.name,
+            epoch,
+            outlets,
+            recent=options.recent,
+            horizon=options.label_horizon,
+            thin_s=options.thin_s,
+            archive=self._archive,
         )
         self.buffer = FrameBuffer(options.queue, options.overflow, self._dropped)
         if self._source is not None:
@@ -181,6 +191,7 @@ class Line:
         if self._feeder is not None:
             self._feeder.join(max(0.1, deadline - time.monotonic() - 0.5))
         self.records.close(max(0.1, deadline - time.monotonic()))
+        self._archive.close()
         if self._courier is not None:
             self._courier.close(max(0.3, deadline - time.monotonic()))
         self.write_health()
@@ -224,9 +235,10 @@ class Line:
     def _read_labels(self) -> None:
         worker = self.handover.active
         running = worker.digest if worker is not None else ""
-        for name, label, right in self._spool.news():
-            if self.records.label(name, label=label, right=right, running=running) is not None:
+        for name, label, right, again in self._spool.news():
+            if self.records.label(name, label=label, right=right, running=running, again=again) is not None:
                 self.shadow.label(name, label, right)
+        self._archive.flush()
 
     def write_health(self, *, only_news: bool = False) -> None:
         """Write health.json; with `only_news` only when what runs, or why not, has changed."""

@@ -16,6 +16,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from modelagent.inference.archive import Archive
 from modelagent.inference.counters import Tally
 from modelagent.inference.decisions import Decision
 from modelagent.inference.frames import Frame
@@ -64,6 +65,7 @@ class Records:
         outlets: where rows go.
         recent: results remembered for labels.
         horizon: seconds after which a label is late.
+        archive: earlier results; None: labels are joined to what is in memory alone.
         thin_s: of labelled frames within so many seconds one is counted as a sample; 0: every one.
     """
 
@@ -76,6 +78,7 @@ class Records:
         recent: int,
         horizon: float,
         thin_s: float = 0.0,
+        archive: Archive | None = None,
     ) -> None:
         self.tally = Tally()
         self.outlets = tuple(outlets)
@@ -86,6 +89,7 @@ class Records:
         self._recent = _Recent(recent)
         self._horizon = horizon
         self._thin_s = thin_s
+        self._archive = archive
         self._sampled: OrderedDict[int, None] = OrderedDict()  # spans of `thin_s` that have their sample
 
     def done(self, frame: Frame, digest: str, version: str, decision: Decision, latency_us: float) -> str:
@@ -143,7 +147,9 @@ class Records:
         with self.tally.lock:
             self.tally.of(digest).faults[code] += 1
 
-    def label(self, name: str, *, label: int | None, right: bool | None, running: str) -> bool | None:
+    def label(
+        self, name: str, *, label: int | None, right: bool | None, running: str, again: bool = False
+    ) -> bool | None:
         """Join one label to its result and count it for the version that made the result.
 
         Args:
@@ -151,6 +157,7 @@ class Records:
             label: the true class, or None where only `right` is known.
             right: whether the prediction was right, or None where `label` is known.
             running: the version that labels of no known result are counted under.
+            again: it may have been read by an earlier run: then a repetition is none of the sender's.
 
         Returns:
             Whether the prediction was right; None when the label could not be joined.
@@ -159,12 +166,13 @@ class Records:
         number = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 19 else 0
         with self.tally.lock:
             place = self._recent.find(number) if epoch == self._epoch and number else None
-            if place is None:
-                # Of an earlier run, or no longer remembered; a number that was never given out is nobody's.
-                known = bool(epoch and number) and (epoch != self._epoch or number <= self._number)
-                self.tally.of(running).labels["late" if known else "unknown"] += 1
-                return None
-            digest, prediction, mono, before = self._recent.take(place)
+            if place is not None:
+                digest, prediction, mono, before = self._recent.take(place)
+                if self._archive is not None:
+                    self._archive.mark(name)
+        if place is None:
+            return self._label_earlier(name, epoch, number, label=label, right=right, running=running, again=again)
+        with self.tally.lock:
             counts = self.tally.of(digest)
             labels = counts.labels
             if before:
@@ -176,6 +184,33 @@ class Records:
             verdict = right if right is not None else label == prediction
             labels["right" if verdict else "wrong"] += 1
             if self._is_sample(mono):
+                counts.samples["right" if verdict else "wrong"] += 1
+            return verdict
+
+    def _label_earlier(
+        self, name: str, epoch: str, number: int, *, label: int | None, right: bool | None, running: str, again: bool
+    ) -> bool | None:
+        """A label of an earlier run's result, or of one that is no longer in memory."""
+        earlier = self._archive.find(name) if self._archive is not None and number else None
+        with self.tally.lock:
+            if earlier is None or self._archive is None:
+                # A number that was never given out is nobody's; what an earlier run gave out and no file has is late.
+                known = bool(epoch and number) and (epoch != self._epoch or number <= self._number)
+                if not again:
+                    self.tally.of(running).labels["late" if known else "unknown"] += 1
+                return None
+            if not self._archive.mark(name):
+                if not again:
+                    self.tally.of(earlier.digest).labels["duplicate"] += 1
+                return None
+            counts = self.tally.of(earlier.digest)
+            if time.time() - earlier.wall > self._horizon:
+                counts.labels["late"] += 1
+                return None
+            verdict = right if right is not None else label == earlier.prediction
+            counts.labels["right" if verdict else "wrong"] += 1
+            # Wall seconds and seconds since boot must not share a span.
+            if self._is_sample(-earlier.wall):
                 counts.samples["right" if verdict else "wrong"] += 1
             return verdict
 
