@@ -121,9 +121,12 @@ attempts = 50
             np.savez(disk / "srv" / "frames.npz", input_0=canary["input_0"])
 
     def install(self, package: Path) -> str:
-        """Install or upgrade the package; returns what dpkg and the package said."""
+        """Install or upgrade the package; returns what dpkg and the package said.
+
+        As unattended upgrades do it: where dpkg would ask about an edited conffile, the edit stays.
+        """
         shutil.copy(package, self.machine.path("/root/package.deb"))
-        return self.machine.run("dpkg", "-i", "/root/package.deb")
+        return self.machine.run("dpkg", "--force-confdef", "--force-confold", "-i", "/root/package.deb")
 
     def cli(self, *words: str, check: bool = True) -> str:
         """The product's own command line, in the machine."""

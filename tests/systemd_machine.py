@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Final, Self
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-PROGRAMS: Final = ("systemd-nspawn", "debootstrap", "nsenter", "ip", "tc", "dpkg-deb", "mount")
+PROGRAMS: Final = ("systemd-nspawn", "debootstrap", "nsenter", "setpriv", "ip", "tc", "dpkg-deb", "mount")
 PACKAGES: Final = "systemd,systemd-sysv,dbus,python3,libstdc++6,libfaketime,iproute2"
 MIRROR: Final = "http://deb.debian.org/debian"
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -125,7 +125,8 @@ class Machine:
         """Switch it on; returns when systemd has nothing left to start."""
         self._groups = list(_groups(self.name))
         join = " ".join(f"&& echo $$ >{group}/cgroup.procs" for group in self._groups)
-        nspawn = f"systemd-nspawn -q --boot --register=no --keep-unit --network-veth --machine={self.name}"
+        # It ends with this process, whatever becomes of that.
+        nspawn = f"setpriv --pdeathsig KILL systemd-nspawn -q --boot --register=no --keep-unit --network-veth --machine={self.name}"
         with (self.folder / "console").open("ab") as console:
             self._process = subprocess.Popen(
                 ["/bin/sh", "-c", f"true {join} && exec {nspawn} --directory={self.disk}"],
