@@ -126,7 +126,10 @@ class Machine:
         self._groups = list(_groups(self.name))
         join = " ".join(f"&& echo $$ >{group}/cgroup.procs" for group in self._groups)
         # It ends with this process, whatever becomes of that.
-        nspawn = f"setpriv --pdeathsig KILL systemd-nspawn -q --boot --register=no --keep-unit --network-veth --machine={self.name}"
+        nspawn = (
+            "setpriv --pdeathsig KILL systemd-nspawn -q --boot --register=no --keep-unit --network-veth "
+            f"--machine={self.name}"
+        )
         with (self.folder / "console").open("ab") as console:
             self._process = subprocess.Popen(
                 ["/bin/sh", "-c", f"true {join} && exec {nspawn} --directory={self.disk}"],
