@@ -208,9 +208,15 @@ def _acquire(x: Scene) -> Phase:
     if not isinstance(verdict, Allow):
         x.wait(reason_of(verdict, "download"))
         return Phase.DEFERRED
-    x.note("acquiring", f"{x.candidate.release.version}, {x.candidate.release.size} bytes", release=x.candidate.release)
+    text = f"{x.candidate.release.version}, {x.candidate.release.size} bytes"
+    x.note("acquiring", _and_why(text, verdict), release=x.candidate.release)
     x.order("acquire", effects.Acquire(x.state.model, x.new_id(), x.candidate.release))
     return Phase.ACQUIRING
+
+
+def _and_why(text: str, verdict: Verdict) -> str:
+    """With what was lifted for it: an Allow has a reason only then."""
+    return f"{text} ({verdict.reason})" if verdict.reason else text
 
 
 def _stage(x: Scene) -> Phase:
@@ -406,6 +412,7 @@ def _activate(x: Scene) -> Phase:
     fallback = revert_target(x.state, release.digest)
     shadow = current if x.candidate.way is Way.FORWARD and current is not None else None
     x.set(live_s=0.0, heard=None, evidence=Evidence(), timer=None, fallback=fallback)
-    x.note("activating", f"{release.version} in place of {version(x.state, current)}", release=release)
+    text = f"{release.version} in place of {version(x.state, current)}"
+    x.note("activating", _and_why(text, x.answers.may_activate), release=release)
     x.order("activate", effects.Activate(x.state.model, x.new_id(), release, fallback, shadow))
     return Phase.ACTIVATING

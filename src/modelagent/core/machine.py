@@ -238,15 +238,16 @@ def step(state: State, event: Event, answers: Answers) -> tuple[State, tuple[eff
         x.settle()
     if isinstance(event, Elapsed):
         x.repay()
+        x.say_overdue()
         _begin_check(x)
     return _close(state, x)
 
 
-def delay(state: State, answers: Answers, at: Instant) -> float:
-    """Seconds until the driver should bring an Elapsed, at most a minute."""
+def delay(state: State, answers: Answers, at: Instant, longest: float = LOOK_AT_LEAST_S) -> float:
+    """Seconds until the driver should bring an Elapsed, at most `longest`."""
     if state.again:
         return 0.0
-    waits = [LOOK_AT_LEAST_S]
+    waits = [longest]
     if state.timer is not None and state.phase is not PROBATION:
         waits.append(state.timer.left(at))
     waits += [debt.timer.left(at) for debt in state.owed if debt.timer is not None]

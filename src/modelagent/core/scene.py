@@ -34,6 +34,8 @@ from modelagent.core.state import (
 from modelagent.errors import Remedy
 from modelagent.manifest import Release
 
+_OVERDUE = "overdue: "
+
 
 class Scene:
     """The working copy of one step."""
@@ -70,6 +72,17 @@ class Scene:
         if text not in self.state.alarms:
             self.set(alarms=(*self.state.alarms[-7:], text))
             self.note("alarm", text, digest=self.state.current or "", level="alarm")
+
+    def say_overdue(self) -> None:
+        """What has waited for too long is an alarm for as long as it waits."""
+        texts = tuple(_OVERDUE + text for text in self.answers.overdue)
+        over = tuple(text for text in self.state.alarms if text.startswith(_OVERDUE) and text not in texts)
+        if over:
+            self.set(alarms=tuple(text for text in self.state.alarms if text not in over))
+            for text in over:
+                self.note("overdue", f"no longer: {text.removeprefix(_OVERDUE)}")
+        for text in texts:
+            self.alarm(text)
 
     def new_id(self) -> int:
         """A fresh effect id."""

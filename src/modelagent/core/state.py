@@ -346,6 +346,7 @@ class Answers:
     load_free: bool = True  # the device's token: one load at a time
     probation: ProbationVerdict = field(default_factory=lambda: ProbationVerdict(Standing.OPEN, ""))
     steady: SteadyVerdict = field(default_factory=SteadyVerdict)
+    overdue: tuple[str, ...] = ()  # what has waited for longer than the settings find quiet
     rules: Rules = field(default_factory=Rules)
 
 

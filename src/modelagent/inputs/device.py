@@ -9,7 +9,7 @@ device does not have, or does not let us read, is None: not known, which is not 
 
 import ipaddress
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -29,7 +29,8 @@ class Device:
     Args:
         state_dir: the directory whose file system has to hold downloads.
         inhibit_dir: an application drops a file here while it must not be disturbed; None: it never does.
-        metered: what to believe of the link; None: not known.
+        metered: what to believe of the link where nobody tells; None: not known.
+        ask_metered: who tells whether the link is metered; see `networkmanager.py`.
         link_matters: False where the repository is reached without a link (loopback, a directory).
         root: where `proc` and `sys` are; another one in tests.
     """
@@ -40,12 +41,14 @@ class Device:
         state_dir: Path,
         inhibit_dir: Path | None = None,
         metered: bool | None = None,
+        ask_metered: Callable[[], bool | None] | None = None,
         link_matters: bool = True,
         root: Path = Path("/"),
     ) -> None:
         self._state_dir = state_dir
         self._inhibit_dir = inhibit_dir
         self._metered = metered
+        self._ask_metered = ask_metered
         self._link_matters = link_matters
         self._proc = root / "proc"
         self._sys = root / "sys"
@@ -53,10 +56,11 @@ class Device:
     def gather(self, facts: Facts) -> Facts:
         """The given facts with everything that this device tells filled in. Never raises for a missing file."""
         percent, on_ac = self._power()
+        told = self._ask_metered() if self._ask_metered is not None and self._link_matters else None
         return replace(
             facts,
             link_up=self._link_up() if self._link_matters else None,
-            metered=self._metered,
+            metered=self._metered if told is None else told,
             load1=_number(_first_word(self._proc / "loadavg")),
             cpus=self._cpus(),
             psi_cpu=self._pressure(),

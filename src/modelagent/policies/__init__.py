@@ -161,7 +161,10 @@ def compose(question: Question, policies: Iterable[Policy], facts: Facts, memory
         if past is None or past.kind != kind:
             past = known[key] = Past(kind, facts.at)
         dated.append(replace(gate, since=past.since))
-    return Composed(all_of(gate.verdict for gate in dated), tuple(dated), known)
+    composed = Composed(all_of(gate.verdict for gate in dated), tuple(dated), known)
+    if isinstance(composed.verdict, Allow):  # which of them spoke last means nothing; what was lifted does
+        return replace(composed, verdict=Allow(composed.lifted))
+    return composed
 
 
 def next_time(composed: Composed, facts: Facts) -> float | None:

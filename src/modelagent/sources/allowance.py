@@ -25,6 +25,8 @@ from modelagent.sources import Body, Source
 
 DAY: Final = 86400.0
 _SAVE_EVERY: Final = 256 * 1024  # bytes that a killed process may forget
+_RATE_AGE_S: Final = 1800.0
+_RATE_LEAST: Final = 64 * 1024  # bytes; below, a transfer measures the round trip
 _TICK: Final = 0.2  # seconds of bytes handed on at once under a rate cap, so that a transfer can be given up
 
 
@@ -67,6 +69,7 @@ class Allowance:
         self._spent = 0
         self._passed = 0.0  # seconds of the present day
         self._seen = clock()
+        self._rate: tuple[float, float] | None = None  # bits a second, and when that was measured (monotonic)
         self._load()
 
     @property
@@ -79,6 +82,25 @@ class Allowance:
         with self._guard:
             self._turn()
             return max(0.0, float(self._per_day - self._spent)) if self._per_day else None
+
+    def rate(self) -> float | None:
+        """Bits a second that transfers of the last half hour had, the newest counting most; None when there was none.
+
+        It is forgotten after a while because a device that waits for a faster link learns of one only by trying.
+        """
+        with self._guard:
+            if self._rate is None or not 0 <= self._clock().mono - self._rate[1] <= _RATE_AGE_S:
+                return None
+            return self._rate[0]
+
+    def measured(self, count: int, seconds: float) -> None:
+        """A transfer of `count` bytes took `seconds`, without our own pauses; short ones say nothing of the link."""
+        if count < _RATE_LEAST or seconds <= 0:
+            return
+        new = count * 8 / seconds
+        old = self.rate()
+        with self._guard:
+            self._rate = (new if old is None else (old + new) / 2, self._clock().mono)
 
     def check(self) -> None:
         """Refuse when the day's bytes are used up.
@@ -98,8 +120,8 @@ class Allowance:
             wait,
         )
 
-    def spend(self, count: int) -> None:
-        """Count bytes that came, and wait as long as the rate cap asks for."""
+    def spend(self, count: int) -> float:
+        """Count bytes that came, and wait as long as the rate cap asks for; returns the seconds waited."""
         with self._guard:
             self._turn()
             self._spent += count
@@ -113,6 +135,7 @@ class Allowance:
                 self._free_at = max(self._free_at, now) + count / self._per_second
         if pause:
             self._sleep(pause)
+        return pause
 
     def save(self) -> None:
         """Remember what is not remembered yet."""
@@ -201,9 +224,14 @@ class Metered:
         return Body(self._counted(body), offset=body.offset, total=body.total, validator=body.validator, close=close)
 
     def _counted(self, body: Body) -> Iterator[bytes]:
-        for chunk in body:
-            piece = self._allowance.piece or len(chunk)
-            for start in range(0, len(chunk), piece):
-                part = chunk[start : start + piece]
-                self._allowance.spend(len(part))
-                yield part
+        count, paused, began = 0, 0.0, time.monotonic()
+        try:
+            for chunk in body:
+                piece = self._allowance.piece or len(chunk)
+                for start in range(0, len(chunk), piece):
+                    part = chunk[start : start + piece]
+                    count += len(part)
+                    paused += self._allowance.spend(len(part))
+                    yield part
+        finally:  # also where the reader lets go in the middle
+            self._allowance.measured(count, time.monotonic() - began - paused)

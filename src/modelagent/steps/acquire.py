@@ -181,6 +181,10 @@ class Acquirer:
         """Bytes that may still be fetched over a network today; None without a budget."""
         return None if self._allowance is None else self._allowance.left()
 
+    def rate(self) -> float | None:
+        """Bits a second that recent transfers over a network had; None when there were none."""
+        return None if self._allowance is None else self._allowance.rate()
+
     def describe(self) -> dict[str, Any]:
         """For `status`: the clock that counts, sources that are set aside, what is attached, bytes left today."""
         return {

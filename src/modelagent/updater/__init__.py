@@ -27,7 +27,7 @@ from modelagent import __version__, durable
 from modelagent.core.describe import describe
 from modelagent.core.events import Instant, RevertWanted, Verb, Wanted
 from modelagent.core.state import State
-from modelagent.errors import DeviceError, UsageError
+from modelagent.errors import AgentError, DeviceError, UsageError
 from modelagent.inputs import Reply
 from modelagent.inputs.commands import Desk, Request, answer
 from modelagent.inputs.config import Settings
@@ -35,9 +35,11 @@ from modelagent.inputs.control import ControlServer
 from modelagent.inputs.device import Device, reaches_out
 from modelagent.inputs.edits import Edits, changed_keys, wishes
 from modelagent.inputs.health import Poller, reader
-from modelagent.inputs.labels import spool, sweep
+from modelagent.inputs.labels import collect, spool, sweep
+from modelagent.inputs.latency import RecentLatency
 from modelagent.inputs.ledger import Ledger
 from modelagent.inputs.mqtt import Session
+from modelagent.inputs.networkmanager import Metered
 from modelagent.notify import notify
 from modelagent.policies import Facts
 from modelagent.sinks import Sink, Sinks
@@ -58,6 +60,7 @@ _log = logging.getLogger("modelagent.updater")
 _PARTIAL_AGE_S = 7 * 86400.0  # what nobody wants any more goes after a week
 _STATUS_S = 5.0  # between two signs of life to systemd's watchdog; a new status is told at once
 _SWEEP_S = 3600.0
+_DROP_S = 60.0  # between two looks for dropped labels
 _FACTS_S = 2.0  # how old the device's facts may be
 _OFFLINE_S = 30.0  # for the store to make an offline revert durable
 # What is read once at the start; an edit of these is remembered and takes effect at the next start.
@@ -148,7 +151,9 @@ class Updater:
         self._clock = clock
         runtime = runtime_version()
         for directory in (paths.state_dir, paths.state_dir / "models", paths.state_dir / "incoming"):
-            durable.make_directory(directory)
+            with durable.device_errors("make the updater's directories"):
+                durable.make_directory(directory)
+        durable.sweep(paths.state_dir)
         names = models if models is not None else tuple(settings.models)
         ports = {
             name: Ports(
@@ -159,10 +164,14 @@ class Updater:
             )
             for name in names
         }
+        self._stores = {name: port.store for name, port in ports.items()}
+        self._latency = {name: RecentLatency() for name in names}
+        self._promised: dict[str, tuple[str, float | None]] = {}
         self._seed = _seed(paths.state_dir)
         self._since = clock.now().wall
         self._condition: Facts | None = None
-        self._device = _device(settings)
+        self._metered = Metered()
+        self._device = _device(settings, self._metered)
         self.answerer = Answerer(settings, self._facts, offline=models is not None)
         self.session: Session | None = None
         ledger = Ledger(paths.state_dir / "commands") if models is None else None
@@ -202,6 +211,7 @@ class Updater:
         self._status_due = 0.0
         self._status = ""
         self._sweep_due = 0.0
+        self._drop_due = 0.0
         self._edits: Edits | None = None
 
     def run(self) -> int:
@@ -234,6 +244,7 @@ class Updater:
             _log.info("updater %s is ready: %s", __version__, ", ".join(self.driver.states) or "no model configured")
             self.driver.run(lambda: self._stopping, self._beat)
             notify("STOPPING=1")
+            self.answerer.keep(self._clock.now().mono)
         return 0
 
     # -- signals and settings ----------------------------------------------------------------------------------
@@ -257,7 +268,7 @@ class Updater:
         if self.problem:
             _log.warning("settings: %s", self.problem)
         self.settings = new
-        self._device = _device(new)
+        self._device = _device(new, self._metered)
         self._condition = None
         self.answerer.use(new)
         self.driver.wake()
@@ -285,14 +296,35 @@ class Updater:
         source = ((reading.document if reading else None) or {}).get("source") or {}
         capacity = source.get("capacity")
         fill = source.get("queue", 0) / capacity if capacity else None
-        facts = replace(known, at=at, queue_fill=fill, budget_left=self.acquirer.left())
+        facts = replace(
+            known,
+            at=at,
+            queue_fill=fill,
+            budget_left=self.acquirer.left(),
+            rate_bps=self.acquirer.rate(),
+            p95_ms=self._latency[model].p95_ms(reading.document if reading else None, at.mono),
+            p95_budget_ms=self._promised_ms(model),
+        )
         if self.acquirer.attached():
             facts = replace(facts, link_up=True)  # to look at a stick needs none
         state = self.driver.states.get(model)
         wanted = None if state is None else state.candidate.release if state.candidate else state.desired.offer
         if wanted is not None and self.acquirer.is_at_hand(wanted.digest):
-            facts = replace(facts, metered=False, budget_left=None)
+            facts = replace(facts, metered=False, budget_left=None, rate_bps=None)
         return facts
+
+    def _promised_ms(self, model: str) -> float | None:
+        """The p95 that the running version's manifest promises."""
+        state = self.driver.states.get(model)
+        digest = state.current if state is not None else None
+        if digest is None:
+            return None
+        if self._promised.get(model, ("", None))[0] != digest:
+            promised: float | None = None
+            with contextlib.suppress(AgentError):  # a slot that cannot be read is the store's to tell about
+                promised = self._stores[model].manifest(digest).limits.latency_ms
+            self._promised[model] = (digest, promised)
+        return self._promised[model][1]
 
     # -- commands ----------------------------------------------------------------------------------------------
 
@@ -379,6 +411,25 @@ class Updater:
             self._sweep_due = now + _SWEEP_S
             for name in self.driver.states:
                 sweep(self.settings.paths.labels(name), wall_ns=time.time_ns())
+        if now >= self._drop_due:
+            self._drop_due = now + _DROP_S
+            self._collect_labels()
+
+    def _collect_labels(self) -> None:
+        """Take up what people dropped in the models' `labels_dir`."""
+        for name in self.driver.states:
+            model = self.settings.models.get(name)
+            if model is None or model.labels_dir is None:
+                continue
+            try:
+                taken, refusals = collect(model.labels_dir, self.settings.paths.labels(name), wall_ns=time.time_ns())
+            except AgentError as error:  # the spool is full or the disk is: what was dropped stays and is tried again
+                _log.warning("%s", error.message)
+                continue
+            for refusal in refusals:
+                _log.warning("labels of %s: %s", name, refusal)
+            if taken:
+                _log.info("labels of %s: %d taken from %s", name, taken, model.labels_dir)
 
     def _retained(self) -> dict[str, Any]:
         """The retained status: small, and the same until something happens."""
@@ -416,11 +467,12 @@ def _seed(state_dir: Path) -> str:
         return seed
 
 
-def _device(settings: Settings) -> Device:
+def _device(settings: Settings, metered: Metered) -> Device:
     policy = settings.policy
     return Device(
         state_dir=settings.paths.state_dir,
         inhibit_dir=policy.inhibit_dir,
         metered=policy.metered,
+        ask_metered=metered.ask,
         link_matters=reaches_out(settings.repository.url),
     )

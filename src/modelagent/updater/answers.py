@@ -7,21 +7,20 @@ This file knows where each fact comes from and which policy or judge it goes to.
     answerer.gates("digits")["download"]              # every gate: what it saw, what it says, since when
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from modelagent.core.events import Event, Instant, Runs
-from modelagent.core.state import Answers, Phase, Rules, State, Way, gather, slot
+from modelagent.core.state import Answers, Candidate, Phase, Reached, Rules, State, Way, gather, slot
 from modelagent.core.verdicts import Deny, ProbationVerdict, Standing, SteadyVerdict, Verdict
 from modelagent.inputs.config import Settings
 from modelagent.judges.probation import ProbationCriteria, judge_probation
 from modelagent.policies import Composed, Facts, Gate, Memory, Policy, Question, compose
 from modelagent.policies.standard import standard
+from modelagent.updater.memory import Remembered
 from modelagent.updater.steady import Steady
 
-_log = logging.getLogger("modelagent.policies")
 _NAMES = {
     Question.CHECK: "check",
     Question.ACQUIRE: "download",
@@ -48,8 +47,9 @@ class Answerer:
         self._read_device = read_device
         self._offline = offline
         self._memories: dict[str, Memory] = {}
+        self._remembered: dict[str, Remembered] = {}
         self._composed: dict[str, dict[Question, Composed]] = {}
-        self._loud: set[str] = set()
+        self._facts: dict[str, Facts] = {}
         self._steady: dict[str, Steady] = {}
         self.use(settings)
 
@@ -86,6 +86,7 @@ class Answerer:
             load_free=all(other.phase not in {Phase.ACTIVATING, Phase.REVERTING} for other in others),
             probation=self._judge(state, event),
             steady=steady,
+            overdue=() if self._offline else tuple(text for answer in composed.values() for text in answer.loud),
             rules=rules,
         )
 
@@ -96,26 +97,33 @@ class Answerer:
             for question, composed in self._composed.get(model, {}).items()
         }
 
+    def facts(self, model: str) -> Facts | None:
+        """What the last answers were given on."""
+        return self._facts.get(model)
+
+    def keep(self, mono: float) -> None:
+        """At the end: what is still to be remembered."""
+        for model, remembered in self._remembered.items():
+            remembered.save(self._memories[model], mono, at_once=True)
+
     def _ask(self, state: State, at: Instant) -> Mapping[Question, Composed]:
-        facts = self._facts(state, at)
-        memory = self._memories.get(state.model, {})
+        model = state.model
+        remembered = self._remembered.get(model)
+        if remembered is None:
+            path = self._settings.paths.state_dir / "policies" / f"{model}.json"
+            remembered = self._remembered[model] = Remembered(path)
+            self._memories[model] = remembered.load()
+        facts, memory = self._gather(state, at), self._memories[model]
         composed: dict[Question, Composed] = {}
         for question in Question:
             composed[question] = compose(question, self._policies, facts, memory)
             memory = composed[question].memory
-            self._say_loudly(state.model, question, composed[question])
-        self._memories[state.model], self._composed[state.model] = memory, composed
+        self._memories[model], self._composed[model], self._facts[model] = memory, composed, facts
+        if not self._offline:
+            remembered.save(memory, at.mono)
         return composed
 
-    def _say_loudly(self, model: str, question: Question, composed: Composed) -> None:
-        """What waits for too long is said once, as a warning."""
-        for reason in composed.loud:
-            key = f"{model}: {_NAMES[question]} has waited too long: {reason}"
-            if key not in self._loud:
-                self._loud.add(key)
-                _log.warning("%s", key)
-
-    def _facts(self, state: State, at: Instant) -> Facts:
+    def _gather(self, state: State, at: Instant) -> Facts:
         watch, candidate = state.watch, state.candidate
         wanted = candidate.release if candidate is not None else state.desired.offer
         steady = self._steady.get(state.model)
@@ -131,6 +139,7 @@ class Answerer:
             back=candidate is not None and candidate.way in {Way.BACK, Way.LOCAL},
             waves=state.desired.waves,
             needed_mb=wanted.size / 2**20 if wanted is not None else None,
+            pending=pending(state),
         )
 
     def _watch(self, state: State, event: Event) -> SteadyVerdict:
@@ -173,6 +182,20 @@ class Answerer:
         return judge_probation(counts, criteria)
 
 
+def pending(state: State) -> frozenset[Question]:
+    """What is waited for in this phase; the next check always is."""
+    match state.phase, state.candidate:
+        case (Phase.ACQUIRING, _):
+            return frozenset({Question.CHECK, Question.ACQUIRE})
+        case (Phase.DEFERRED, Candidate(reached=Reached.OFFERED)):
+            return frozenset({Question.CHECK, Question.ACQUIRE})
+        case (Phase.CANARY | Phase.DEFERRED, _):
+            return frozenset({Question.CHECK, Question.CANARY})
+        case (Phase.STAGED, _):
+            return frozenset({Question.CHECK, Question.ACTIVATE})
+    return frozenset({Question.CHECK})
+
+
 def _show(gate: Gate) -> dict[str, Any]:
     return {
         "gate": gate.name,
@@ -181,4 +204,5 @@ def _show(gate: Gate) -> dict[str, Any]:
         "saw": gate.saw,
         "since": gate.since.wall,
         "until": getattr(gate.verdict, "until", None),
+        "loud": gate.loud,
     }
