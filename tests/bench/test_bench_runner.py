@@ -29,7 +29,7 @@ def test_only_takes_names_and_first_parts() -> None:
     picked = [figure.name for _, figures in run.chosen("swap, memory.updater_rss_mb") for figure in figures]
     assert picked == ["memory.updater_rss_mb", "swap.gap_ratio", "swap.frames_lost"]
     assert len(run.chosen("")) == len(list(run.groups()))
-    with pytest.raises(ValueError, match=r"no figure is called swa; there are: loop\."):
+    with pytest.raises(ValueError, match=r"no figure is called swa; there are: "):
         run.chosen("swa")
 
 
