@@ -60,11 +60,14 @@ class Plant:
         assert checked.offer.version == version
         return self.acquirer.acquire(checked.offer)
 
+    def attempt(self) -> Manifest:
+        checked = self.acquirer.check("digits", "stable")
+        assert checked.offer is not None
+        return self.acquirer.acquire(checked.offer)
+
     def refuses(self) -> str:
         with pytest.raises(AgentError) as caught:
-            checked = self.acquirer.check("digits", "stable")
-            assert checked.offer is not None
-            self.acquirer.acquire(checked.offer)
+            self.attempt()
         return caught.value.code
 
 
