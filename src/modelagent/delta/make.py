@@ -24,6 +24,7 @@ from modelagent.delta.flatbuffer import Buffer, Constant, read_constants
 from modelagent.delta.rebuild import blocks, rebuild
 
 _SMALLEST: Final = 256  # bytes; below, the rest is cheaper than a place in the table
+_SMALLEST_SAME: Final = 1 << 14  # the same for what did not change: zstd finds that in the old rest
 _SAMPLE: Final = 4096  # words of a tensor that are compared to find its likeness
 _LIKELY: Final = 64  # leftover tensors of one shape that are compared each with each
 _KEYS: Final = {"float32": (23, 8), "float16": (10, 5), "bfloat16": (7, 8)}  # the exponent: shift, bits
@@ -97,7 +98,7 @@ def _compose(base: bytes, target: bytes, lanes: Sequence[form.Lane]) -> bytes:
 def _lanes(base: bytes, target: bytes, pairs: Sequence[_Pair]) -> list[form.Lane]:
     """Choose for each constant: as a difference, on its own, or in the rest. Like goes with like."""
     chosen: dict[tuple[str, int, bool], list[tuple[float, form.Region]]] = defaultdict(list)
-    covered = [pair.old.span for pair in pairs if pair.old is not None]
+    covered = [pair.old.span for pair in pairs if pair.old is not None]  # by and large: this only serves to estimate
     rest = _join(base, form.gaps(covered, len(base))) if base else b""
     end = 0
     for pair in sorted(pairs, key=lambda pair: pair.new.span):
@@ -110,6 +111,8 @@ def _lanes(base: bytes, target: bytes, pairs: Sequence[_Pair]) -> list[form.Lane
         cost = alone
         if pair.old is not None:
             before = np.frombuffer(base, kind, span.length // width, pair.old.span.offset)
+            if span.length < _SMALLEST_SAME and np.array_equal(before, after):
+                continue
             cost = words.guess(after, before)
         elif len(words.deflate(after.tobytes(), rest, level=3)) < alone:
             continue

@@ -1,11 +1,11 @@
-"""Old file and delta -> new file, in blocks of 1 MiB (docs/delta-format.md, section 5).
+"""Old file and delta -> new file, in blocks of at most 2 MiB (docs/delta-format.md, section 5).
 
 This file knows the order of a delta's parts. It does not know where the files come from, nor what the result ought to
 be: who asks compares its sha256.
 
     rebuild(old, delta, new, length)        # binary files open for reading, reading, writing
 
-In memory are the rest (what is no weight), the old file's rest, and a few times 1 MiB. Neither file is held whole
+In memory are the rest (what is no weight), the old file's rest, and some times the size of a block. Neither file is held whole
 unless the delta has no regions at all.
 """
 
@@ -87,9 +87,9 @@ def _scatter(new: BinaryIO, spans: Sequence[tuple[int, int]], data: bytes | memo
 
 
 def blocks(lane: form.Lane) -> Iterator[list[form.Region]]:
-    """The lane's regions cut into blocks of 1 MiB, the last one shorter."""
+    """The lane's regions cut into blocks, the last one shorter."""
     pieces: list[form.Region] = []
-    room = form.BLOCK // lane.width
+    room = form.BLOCK
     for region in lane.regions:
         done = 0
         while done < region.words:
@@ -100,6 +100,6 @@ def blocks(lane: form.Lane) -> Iterator[list[form.Region]]:
             room -= count
             if room == 0:
                 yield pieces
-                pieces, room = [], form.BLOCK // lane.width
+                pieces, room = [], form.BLOCK
     if pieces:
         yield pieces

@@ -1,6 +1,6 @@
 """The arithmetic on blocks of words, forwards and back (docs/delta-format.md, section 4).
 
-This file knows how one block of at most 1 MiB becomes bytes and comes back. It does not know files or offsets.
+This file knows how one block of at most 2^18 words becomes bytes and comes back. It does not know files or offsets.
 
     data = encode(new, old, key)                  # arrays of the same unsigned type; old None: without a base
     decode(read, new.size, 4, old, key) == new    # read(n) gives the next n bytes
