@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from modelagent import durable
+from modelagent.errors import UsageError
 from modelagent.steps.acquire import Acquirer
 from modelagent.updater.way import source_at
 
@@ -89,7 +90,11 @@ class Sticks:
             self._acquirer.detach(str(path))
             _log.info("the bundle %s is gone", path)
         for path in new:
-            self._acquirer.attach(source_at(path))
+            try:
+                self._acquirer.attach(source_at(path))
+            except UsageError as error:  # pulled out again, or of another kind than it looked
+                _log.warning("%s", error.message)
+                continue
             _log.info("a bundle is here: %s", path)
             self._on_new(path)
 

@@ -63,12 +63,14 @@ def source_at(path: Path) -> Source:
     Raises:
         UsageError: `bundle`: neither.
     """
-    if path.is_dir():
+    if (path / "metadata" / "timestamp.json").is_file():
         return DirectorySource(path)
     if path.is_file():
         return ArchiveSource(path)
     raise UsageError(
-        f"{path}: the updater finds no file or directory there; mount the medium where it may read it", code="bundle"
+        f"{path}: the updater finds no bundle there, neither a file nor a directory with metadata/timestamp.json; "
+        "mount the medium where it may read it",
+        code="bundle",
     )
 
 
