@@ -5,8 +5,8 @@ be: who asks compares its sha256.
 
     rebuild(old, delta, new, length)        # binary files open for reading, reading, writing
 
-In memory are the rest (what is no weight), the old file's rest, and some times the size of a block. Neither file is held whole
-unless the delta has no regions at all.
+In memory are the rest (what is no weight), the old file's rest, and some times the size of a block. Neither file is
+held whole unless the delta has no regions at all.
 """
 
 import os

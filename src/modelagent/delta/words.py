@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from modelagent.delta import DeltaError
+from modelagent.delta import DeltaError, form
 from modelagent.delta.form import FILL, MASKED, RAW, SORTED, STREAM, ZSTD
 
 Words = npt.NDArray[np.unsignedinteger]
@@ -32,6 +32,7 @@ Key = tuple[int, int]  # shift and bits of the sort key in the old word
 
 # (values of a symbol, symbols in a byte); the largest value says: look it up behind.
 PACKINGS: Final = ((256, 1), (2, 8), (3, 5), (4, 4), (6, 3), (16, 2))
+_PLACE_BITS: Final = (form.BLOCK - 1).bit_length()
 _CHUNK: Final = 1 << 17  # bytes for which zstd makes one Huffman table
 _TRIED: Final = 2  # variants and packings that are really compressed, the most promising by entropy
 _WORTH: Final = 1.015  # sorting and masking cost the reader time: each has to save more than this
@@ -284,7 +285,13 @@ def _rotate(words: Words, *, back: bool = False) -> Words:
     return cast("Words", np.bitwise_or(np.left_shift(words, left), np.right_shift(words, right)))
 
 
-def _order(old: Words, key: Key) -> npt.NDArray[np.intp]:
+def _order(old: Words, key: Key) -> npt.NDArray[np.uint32]:
+    """The places of the words in the order of their keys; within a key as they come."""
     shift, bits = key
-    found = np.bitwise_and(np.right_shift(old, shift), (1 << bits) - 1).astype(np.uint8)
-    return np.argsort(found, kind="stable")
+    # Key and place in one number: sorting those is several times as quick as a stable argsort.
+    found = np.bitwise_and(np.right_shift(old, shift), (1 << bits) - 1).astype(np.uint32)
+    found <<= np.uint32(_PLACE_BITS)
+    found |= np.arange(found.size, dtype=np.uint32)
+    found.sort()
+    found &= np.uint32((1 << _PLACE_BITS) - 1)
+    return found
