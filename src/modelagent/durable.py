@@ -14,6 +14,7 @@ All functions raise OSError as the kernel gives it; callers turn it into DeviceE
 import contextlib
 import errno
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ _REMEDIES: Final = {
     errno.EMFILE: ("too-many-files", "raise LimitNOFILE of the unit"),
     errno.ENFILE: ("too-many-files", "raise fs.file-max of the machine"),
 }
+_TEMPORARY: Final = re.compile(r"\..+\.\d+\.tmp")  # as `write_atomic` names it
 _NO_REMEDY: Final = ("io", "see `dmesg`: the storage may be failing")
 
 # Called with (operation, path) immediately before each system call that changes the disk. Tests replace it to
@@ -276,6 +278,17 @@ def remove(path: Path) -> None:
     unlink(path)
     with contextlib.suppress(FileNotFoundError):
         sync_directory(path.parent)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what `write_atomic` left anywhere below `directory` in processes that died in it.
+
+    Only for whoever alone writes there, before he does. What cannot be removed stays, for the next time.
+    """
+    for path in directory.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                unlink(path)
 
 
 def unlink(path: Path) -> None:
