@@ -16,6 +16,7 @@ from modelagent.build.data import Samples
 from modelagent.build.evaluate import FailedError
 from modelagent.build.graph import Constant, Inside
 from modelagent.cli import main
+from modelagent.delta.flatbuffer import read_constants
 from modelagent.errors import UsageError
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -57,6 +58,11 @@ def test_polishing_renames_and_changes_nothing_else(tmp_path: Path) -> None:
     assert {item.data for item in graph.inspect(polished).constants} == {
         item.data for item in graph.inspect(FLOAT.read_bytes()).constants
     }
+    for content in (polished, graph.polish(INT8.read_bytes())):
+        spans = [item.span for item in read_constants(content) if item.part == "data"]
+        assert spans
+        assert all(span.offset % 16 == 0 for span in spans)
+    assert len(graph.polish(INT8.read_bytes())) < len(INT8.read_bytes())
     with pytest.raises(UsageError, match="1 there"):
         graph.polish(polished, ["a", "b"])
 

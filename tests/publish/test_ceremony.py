@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from modelagent.cli import main
 from modelagent.errors import UsageError
-from modelagent.publish import ceremony, inspection
+from modelagent.publish import ceremony, inspection, rotation
 from modelagent.publish.keys import KeyRing
 from modelagent.publish.repository import Repository
 from modelagent.steps.acquire import Acquirer
@@ -124,6 +124,25 @@ def test_targets_are_signed_in_steps_and_their_key_is_replaced(
     assert offered(simulator, tmp_path / "device") == "1.0.0"
 
 
+def test_everything_that_expired_is_renewed_where_the_keys_are(
+    simulator: RepositorySimulator, server: Repository, holders: dict[str, KeyRing], tmp_path: Path
+) -> None:
+    simulator.clock.advance(days=400)
+    assert all(soon for _, soon in server.expiries().values())
+    # The server has the keys of releases and channels; root and targets are signed by their holders.
+    assert set(rotation.renew(server.ledger)) == {"models-digits", "channels"}
+    root, targets = (ceremony.propose(server.ledger, role) for role in ("root", "targets"))
+    for name in ("root", "root-3"):
+        root = ceremony.sign(root, holders[name].signer(name))
+    targets = ceremony.sign(targets, holders["targets"].signer("targets"))
+    ceremony.accept(server.ledger, [root, targets])
+    assert not any(soon for _, soon in server.expiries().values())
+    assert offered(simulator, tmp_path / "device") == "1.0.0"  # a device that slept all the while
+    refuses("role", lambda: rotation.renew(server.ledger, ["snapshot"]))
+    refuses("no-key", lambda: rotation.renew(server.ledger, ["root"]))
+    refuses("no-key", lambda: rotation.renew(server.ledger, ["targets"]))
+
+
 def test_what_is_no_proposal_is_refused(server: Repository, holders: dict[str, KeyRing]) -> None:
     ledger = server.ledger
     refuses("bad-proposal", lambda: ceremony.describe(b"{}"))
@@ -189,6 +208,8 @@ def test_the_shelf_as_it_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert answer["releases"] == ["1.0", "1.1"]
     assert answer["files"]
     assert "0 unnamed files" in run("prune").stdout
+    assert set(json.loads(run("renew", "--json").stdout)["renewed"]) == {"root", "targets", "channels", "models-digits"}
+    assert "channels: until" in run("renew", "channels").stdout
     assert "good   digits stable: 1.2" in run("verify").stdout
     next((tmp_path / "repository" / "files").iterdir()).write_bytes(b"bad")
     assert "WRONG" in run("verify", code=1).stdout

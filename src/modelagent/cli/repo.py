@@ -18,7 +18,7 @@ from typing import Any, Final
 import click
 
 from modelagent import manifest
-from modelagent.cli import EXIT_CODES, FAILED, Frame, json_option
+from modelagent.cli import EXIT_CODES, Frame, json_option
 from modelagent.errors import UsageError
 from modelagent.publish import canaries, contract
 from modelagent.publish.channels import Plan
@@ -141,6 +141,9 @@ _SHELF: Final = {
     "pause": ("shelf", "pause"),
     "verify": ("shelf", "verify"),
     "prune": ("shelf", "prune"),
+    "renew": ("shelf", "renew"),
+    "serve": ("shelf", "serve"),
+    "status": ("shelf", "status"),
 }
 _CEREMONY: Final = {
     "new": ("ceremony", "new"),
@@ -551,60 +554,3 @@ def refresh(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: P
     repository.refresh()
     end, _ = repository.expiries()["timestamp"]
     answer(frame, {"timestamp": end.isoformat()}, f"signed; good until {end.isoformat()}")
-
-
-@repo.command(epilog=EXIT_CODES)
-@places
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
-@click.option("--port", default=8000, show_default=True, help="Port; 0 takes a free one.")
-@click.pass_obj
-def serve(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: Path | None, host: str, port: int) -> None:
-    """Serve the repository over HTTP, for development. Ends with Ctrl-C."""
-    repository = open_repository(directory, keys_dir, passphrase_file)
-    try:
-        server = repository.serve(host, port)
-    except OSError as error:
-        raise UsageError(f"{host}:{port}: {error.strerror}; name another --host or --port", code="bind") from error
-    answer(frame, {"url": server.url}, f"serving {directory} at {server.url}")
-    sys.stdout.flush()
-    try:
-        server.run()
-    except KeyboardInterrupt:
-        click.echo("stopped", err=True)
-    finally:
-        server.close()
-
-
-@repo.command(epilog=EXIT_CODES)
-@places
-@click.pass_obj
-def status(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: Path | None) -> None:
-    """Show models, releases, channels, and how long the signatures last.
-
-    Exit code 1 when a signature has less than a quarter of its life left.
-    """
-    repository = open_repository(directory, keys_dir, passphrase_file)
-    releases = {model: repository.releases(model) for model in repository.models()}
-    channels = repository.channels()
-    expiries = repository.expiries()
-    lines = []
-    for model, found in releases.items():
-        lines += [f"{model} {version:<12} release {number:<6} {digest}" for version, digest, number in found]
-        for said in channels:
-            if said["model"] == model:
-                names = said["release"]["version"] if said["release"] else "nothing"
-                back = ", ".join(str(entry["version"]) for entry in said["withdrawn"])
-                lines.append(f"{model} {said['channel']} -> {names}" + (f" (withdrawn: {back})" if back else ""))
-    for role, (end, soon) in expiries.items():
-        lines.append(f"{role:<20} until {end.isoformat()}{'  SOON: sign it again' if soon else ''}")
-    document = {
-        "models": {
-            model: [{"version": version, "digest": digest, "number": number} for version, digest, number in found]
-            for model, found in releases.items()
-        },
-        "channels": channels,
-        "signatures": {role: {"until": end.isoformat(), "soon": soon} for role, (end, soon) in expiries.items()},
-    }
-    answer(frame, document, "\n".join(lines))
-    if any(soon for _, soon in expiries.values()):
-        raise SystemExit(FAILED)

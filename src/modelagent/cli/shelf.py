@@ -1,4 +1,4 @@
-"""`modelagent repo promote | pause | verify | prune`: what happens to releases after they are published.
+"""`modelagent repo status | serve | promote | pause | renew | verify | prune`: a repository that is there already.
 
 This file knows how these are typed and answered. It does not know how a repository is checked or signed.
 
@@ -7,6 +7,7 @@ This file knows how these are typed and answered. It does not know how a reposit
     modelagent repo prune digits --keep 5
 """
 
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import click
 
 from modelagent.cli import EXIT_CODES, FAILED, Frame
 from modelagent.cli.repo import answer, open_repository, places, wave_of
-from modelagent.publish import inspection, pruning
+from modelagent.errors import UsageError
+from modelagent.publish import inspection, pruning, rotation
 
 
 @click.command(epilog=EXIT_CODES)
@@ -63,6 +65,25 @@ def pause(
         {"model": model, "channel": channel, "version": said.version, "paused": True},
         f"{model} {channel}: {said.version} is paused\nnext: modelagent repo channel {model} {channel} {said.version}",
     )
+
+
+@click.command(epilog=EXIT_CODES)
+@places
+@click.argument("roles", nargs=-1)
+@click.pass_obj
+def renew(
+    frame: Frame, roles: tuple[str, ...], *, directory: Path, keys_dir: Path, passphrase_file: Path | None
+) -> None:
+    """Sign ROLES again as they are, with a new expiry; without ROLES every one whose key is here.
+
+    What `status` says ends soon: root, targets, channels, models-NAME. Snapshot and timestamp are `refresh`'s.
+    """
+    repository = open_repository(directory, keys_dir, passphrase_file)
+    with repository.ledger.locked():
+        done = rotation.renew(repository.ledger, roles)
+    ends = {role: repository.expiries()[role][0].isoformat() for role in done}
+    text = "\n".join(f"{role}: until {end}" for role, end in ends.items())
+    answer(frame, {"renewed": ends}, text or "no key of any role is here; nothing was signed")
 
 
 @click.command(epilog=EXIT_CODES)
@@ -116,3 +137,60 @@ def prune(
     text = [f"{model} {version}: {would}listed no longer" for version in gone]
     text.append(f"{len(removed)} unnamed files {would}removed")
     answer(frame, {"releases": gone, "files": removed, "dry_run": dry_run}, "\n".join(text))
+
+
+@click.command(epilog=EXIT_CODES)
+@places
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
+@click.option("--port", default=8000, show_default=True, help="Port; 0 takes a free one.")
+@click.pass_obj
+def serve(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: Path | None, host: str, port: int) -> None:
+    """Serve the repository over HTTP, for development. Ends with Ctrl-C."""
+    repository = open_repository(directory, keys_dir, passphrase_file)
+    try:
+        server = repository.serve(host, port)
+    except OSError as error:
+        raise UsageError(f"{host}:{port}: {error.strerror}; name another --host or --port", code="bind") from error
+    answer(frame, {"url": server.url}, f"serving {directory} at {server.url}")
+    sys.stdout.flush()
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+    finally:
+        server.close()
+
+
+@click.command(epilog=EXIT_CODES)
+@places
+@click.pass_obj
+def status(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: Path | None) -> None:
+    """Show models, releases, channels, and how long the signatures last.
+
+    Exit code 1 when a signature has less than a quarter of its life left.
+    """
+    repository = open_repository(directory, keys_dir, passphrase_file)
+    releases = {model: repository.releases(model) for model in repository.models()}
+    channels = repository.channels()
+    expiries = repository.expiries()
+    lines = []
+    for model, found in releases.items():
+        lines += [f"{model} {version:<12} release {number:<6} {digest}" for version, digest, number in found]
+        for said in channels:
+            if said["model"] == model:
+                names = said["release"]["version"] if said["release"] else "nothing"
+                back = ", ".join(str(entry["version"]) for entry in said["withdrawn"])
+                lines.append(f"{model} {said['channel']} -> {names}" + (f" (withdrawn: {back})" if back else ""))
+    for role, (end, soon) in expiries.items():
+        lines.append(f"{role:<20} until {end.isoformat()}{'  SOON: sign it again' if soon else ''}")
+    document = {
+        "models": {
+            model: [{"version": version, "digest": digest, "number": number} for version, digest, number in found]
+            for model, found in releases.items()
+        },
+        "channels": channels,
+        "signatures": {role: {"until": end.isoformat(), "soon": soon} for role, (end, soon) in expiries.items()},
+    }
+    answer(frame, document, "\n".join(lines))
+    if any(soon for _, soon in expiries.values()):
+        raise SystemExit(FAILED)

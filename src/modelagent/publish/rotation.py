@@ -1,4 +1,4 @@
-"""Replacing keys: the ceremony that may touch root.
+"""Replacing keys and renewing signatures: what may touch root with every key at hand.
 
 This file knows which signatures a new key needs. It does not know when a key should be replaced.
 
@@ -9,12 +9,14 @@ root it has to the newest (TUF specification 1.0, section 5.3). The old key is k
 until its owner destroys it.
 """
 
+from collections.abc import Sequence
+
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Root
 
 from modelagent.errors import UsageError
 from modelagent.publish.keys import KeyRing
-from modelagent.publish.ledger import Ledger, delegated
+from modelagent.publish.ledger import Ledger, delegated, key_of
 
 
 def rotate(ledger: Ledger, name: str) -> None:
@@ -30,6 +32,44 @@ def rotate(ledger: Ledger, name: str) -> None:
         _rotate_delegated(ledger, name)
     else:
         _rotate_top(ledger, name)
+
+
+def renew(ledger: Ledger, roles: Sequence[str] = ()) -> list[str]:
+    """Sign roles again as they are, with a new expiry.
+
+    Args:
+        ledger: the repository; its lock is held by the caller.
+        roles: root, targets, channels, models-<model>; empty: every role whose key is here.
+
+    Returns:
+        The roles that were signed.
+
+    Raises:
+        UsageError: `role`; or `no-key` for a role that was asked for. Nothing was changed.
+    """
+    keys = ledger.keys
+    known = ["root", "targets", *delegated(ledger.load_targets("targets").signed)]
+    if unknown := [role for role in roles if role not in known]:
+        raise UsageError(f"role {unknown[0]!r}: there are {', '.join(known)}", code="role")
+    root = ledger.load_root()
+    held = set(keys.names())
+    wanted = list(roles) or [role for role in known if role != "root" and key_of(role) in held]
+    hands: list[CryptoSigner] = []
+    if "root" in roles or (not roles and "root" in held):
+        try:
+            hands = _root_signers(keys, root)
+        except UsageError:
+            if "root" in roles:
+                raise
+    changed = {role: ledger.load_targets(role) for role in wanted if role != "root"}
+    for role in changed:
+        keys.signer(key_of(role))
+    if changed:
+        ledger.publish(changed)
+    if hands:
+        ledger.stamp(root, "root", root.signed.version + 1)
+        ledger.write_root(root, hands)
+    return [*changed, *(["root"] if hands else [])]
 
 
 def _rotate_top(ledger: Ledger, name: str) -> None:
