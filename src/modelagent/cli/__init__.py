@@ -47,6 +47,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "watch": Entry("watch", "watch", "What happens on this device, as it happens."),
     "history": Entry("history", "history", "What happened to which version, and why."),
     "explain": Entry("explain", "explain", "Why is something happening, or not: each gate's present answer."),
+    "simulate": Entry("simulate", "simulate", "Replay days of facts: when a policy would check, download, activate."),
     "check": Entry("check", "check", "Ask the repository now."),
     "update": Entry("check", "update", "Check, and take the offered release without waiting for its window or wave."),
     "install": Entry("bundle", "install", "Take a release from a bundle: a stick, a file, a directory."),

@@ -2,7 +2,8 @@
 
 This file knows how to word answers and verdicts. It does not know any gate or judge.
 
-    modelagent explain -m digits      # download: wait until 22:00 (window): outside Mon-Fri 22:00-05:00
+    modelagent explain -m digits      # download: wait (window), each gate: what it saw, says, and since when
+    modelagent explain --facts >> days.jsonl      # once a minute: a trace for `modelagent simulate`
     modelagent explain 1.2.0          # canary: fail: 87.3 % against 93.1 % on the same 300 samples; between ...
     modelagent explain 1.2.0 --json   # with all evidence
 """
@@ -27,10 +28,11 @@ _OUTCOMES = {"pass": "ok", "fail": "alarm", "insufficient": "warning", "again": 
 
 @click.command(epilog=EXIT_CODES)
 @click.argument("version", required=False, default="")
+@click.option("--facts", is_flag=True, help="The present facts as one line of a trace, for `modelagent simulate`.")
 @model_option
 @json_option
 @click.pass_obj
-def explain(frame: Frame, version: str, model: str) -> None:
+def explain(frame: Frame, version: str, model: str, *, facts: bool) -> None:
     """Why is something happening, or not: each gate's present answer.
 
     Only the running updater can say that. With a VERSION (or the beginning of a digest): what was decided about it on
@@ -50,7 +52,10 @@ def explain(frame: Frame, version: str, model: str) -> None:
         say_error(frame, str(answer.get("reason", "")), str(answer.get("code", "refused")))
         raise SystemExit(REFUSED)
     result = answer.get("result") or {}
-    if frame.json:
+    if facts:
+        for told in (result.get("models") or {}).values():
+            click.echo(told.get("facts", ""))
+    elif frame.json:
         click.echo(json.dumps(result, indent=1))
     else:
         click.echo("\n".join(_lines(result.get("models", {}), time.time())))
@@ -124,19 +129,29 @@ def _lines(models: Mapping[str, Mapping[str, Any]], now: float) -> Iterator[str]
         yield click.style(f"{name}: {told.get('phase')}", bold=True)
         if told.get("waiting"):
             yield f"  waiting: {told['waiting']}"
-        for gate, answer in told.items():
+        gates = told.get("gates") or {}
+        for question, answer in told.items():
             if isinstance(answer, Mapping) and "answer" in answer:
-                yield f"  {gate:<10} {_verdict(answer, now)}"
-        for question, gates in (told.get("gates") or {}).items():
-            yield from _gates(question, gates, now)
+                yield f"  {question:<10} {_verdict(answer, now)}"
+                yield from _gates(gates.get(question), now)
+        for token in ("canary_token", "load_token"):
+            if told.get(token) not in (None, "free"):
+                yield f"  {token.removesuffix('_token')} waits: {told[token]}"
 
 
-def _gates(question: str, gates: object, now: float) -> Iterator[str]:
-    if not isinstance(gates, list):
-        return
-    for answer in gates:
-        if isinstance(answer, Mapping) and "answer" in answer:
-            yield f"    {question}: {_verdict(answer, now)}"
+def _gates(gates: object, now: float) -> Iterator[str]:
+    """A line for each gate: its name, its answer since when, why, and what it saw."""
+    for gate in gates if isinstance(gates, list) else []:
+        if not isinstance(gate, Mapping) or "answer" not in gate:
+            continue
+        word = str(gate["answer"])
+        head = f"{gate.get('gate', ''):<11} {coloured(f'{word:<5}', _LEVELS.get(word, ''))}"
+        since = f" since {ago(gate['since'], now)}" if gate.get("since") else ""
+        saw = f" [{gate['saw']}]" if gate.get("saw") else ""
+        reason = f": {gate['reason']}" if gate.get("reason") else ""
+        yield f"    {head}{since}{reason}{saw}"
+        if gate.get("loud"):
+            yield "    " + coloured(f"{'':<11} {gate['loud']}", "alarm")
 
 
 def _verdict(answer: Mapping[str, Any], now: float) -> str:

@@ -53,6 +53,7 @@ from modelagent.steps.slots import SlotStore
 from modelagent.updater.answers import Answerer
 from modelagent.updater.driver import Driver, Ports
 from modelagent.updater.sticks import Sticks
+from modelagent.updater.traces import line_of
 from modelagent.updater.view import explain, summary
 from modelagent.updater.way import acquirer_of
 
@@ -378,10 +379,20 @@ class Updater:
             states, answers = self.driver.states, self.driver.answers
             return {
                 "models": {
-                    name: {**explain(states[name], answers[name]), "gates": self.answerer.gates(name)} for name in names
+                    name: {
+                        **explain(states[name], answers[name]),
+                        "gates": self.answerer.gates(name),
+                        "facts": self._trace_line(name),
+                    }
+                    for name in names
                 }
             }
         return self.status(names)
+
+    def _trace_line(self, model: str) -> str:
+        """The present facts as a line of a trace, for `simulate`."""
+        facts = self.answerer.facts(model)
+        return "" if facts is None else line_of(facts)
 
     def status(self, names: list[str]) -> dict[str, Any]:
         """What `status` shows beside health, which the asker reads for himself."""

@@ -17,6 +17,7 @@ from modelagent.core.verdicts import Deny, ProbationVerdict, Standing, SteadyVer
 from modelagent.inputs.config import Settings
 from modelagent.judges.probation import ProbationCriteria, judge_probation
 from modelagent.policies import Composed, Facts, Gate, Memory, Policy, Question, compose
+from modelagent.policies.conditional import RECHECK_S
 from modelagent.policies.standard import standard
 from modelagent.updater.memory import Remembered
 from modelagent.updater.steady import Steady
@@ -41,11 +42,23 @@ class Answerer:
         settings: the present ones; `use` replaces them.
         read_device: the facts that do not come from State.
         offline: refuse everything but going back.
+        remember: keep what policies and drift charts want remembered on disk; without, there are no charts.
+        recheck_s: after so many seconds a fact that stands in the way is looked at again.
     """
 
-    def __init__(self, settings: Settings, read_device: ReadDevice, *, offline: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        read_device: ReadDevice,
+        *,
+        offline: bool = False,
+        remember: bool = True,
+        recheck_s: float = RECHECK_S,
+    ) -> None:
         self._read_device = read_device
         self._offline = offline
+        self._remember = remember and not offline
+        self._recheck_s = recheck_s
         self._memories: dict[str, Memory] = {}
         self._remembered: dict[str, Remembered] = {}
         self._composed: dict[str, dict[Question, Composed]] = {}
@@ -57,7 +70,9 @@ class Answerer:
         """Take new settings on; what the gates remember stays."""
         limits = settings.limits
         self._settings = settings
-        self._policies: tuple[Policy, ...] = standard(settings.policy, limits.disk_reserve_mb)
+        self._policies: tuple[Policy, ...] = standard(
+            settings.policy, limits.disk_reserve_mb, recheck_s=self._recheck_s
+        )
         self._rules = Rules(
             attempts=limits.attempts,
             back_off_s=limits.back_off,
@@ -108,30 +123,28 @@ class Answerer:
 
     def _ask(self, state: State, at: Instant) -> Mapping[Question, Composed]:
         model = state.model
-        remembered = self._remembered.get(model)
-        if remembered is None:
+        if self._remember and model not in self._remembered:
             path = self._settings.paths.state_dir / "policies" / f"{model}.json"
-            remembered = self._remembered[model] = Remembered(path)
-            self._memories[model] = remembered.load()
-        facts, memory = self._gather(state, at), self._memories[model]
+            self._remembered[model] = Remembered(path)
+            self._memories[model] = self._remembered[model].load()
+        facts, memory = self._gather(state, at), self._memories.get(model, {})
         composed: dict[Question, Composed] = {}
         for question in Question:
             composed[question] = compose(question, self._policies, facts, memory)
             memory = composed[question].memory
         self._memories[model], self._composed[model], self._facts[model] = memory, composed, facts
-        if not self._offline:
-            remembered.save(memory, at.mono)
+        if self._remember:
+            self._remembered[model].save(memory, at.mono)
         return composed
 
     def _gather(self, state: State, at: Instant) -> Facts:
         watch, candidate = state.watch, state.candidate
         wanted = candidate.release if candidate is not None else state.desired.offer
-        steady = self._steady.get(state.model)
+        device, steady = self._read_device(at, state.model), self._steady.get(state.model)
+        if steady is not None:
+            device = replace(device, drift=steady.drift, quality_drop=steady.quality_drop, alarm=steady.alarmed)
         return replace(
-            self._read_device(at, state.model),
-            drift=None if steady is None else steady.drift,
-            quality_drop=None if steady is None else steady.quality_drop,
-            alarm=None if steady is None else steady.alarmed,
+            device,
             last_check=watch.last_ok or None,
             last_check_attempt=watch.last_try or None,
             asked_check=at.wall if watch.asked else None,
@@ -146,7 +159,7 @@ class Answerer:
         """Feed the charts of a confirmed version in peace; in every other phase what comes is not theirs."""
         model = self._settings.models.get(state.model)
         here = slot(state, state.current)
-        if not isinstance(event, Runs) or model is None or self._offline or here is None or not here.confirmed:
+        if not isinstance(event, Runs) or model is None or not self._remember or here is None or not here.confirmed:
             return SteadyVerdict()
         if state.phase in {Phase.ACTIVATING, Phase.PROBATION, Phase.REVERTING} or event.digest != here.release.digest:
             return SteadyVerdict()
