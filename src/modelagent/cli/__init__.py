@@ -61,6 +61,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "block": Entry("block", "block", "List, add and lift blocks."),
     "label": Entry("label", "label", "Say what a result should have been."),
     "config": Entry("config", "config", "Check and show the settings."),
+    "top": Entry("top", "top", "What each model does now, renewed every second."),
     "doctor": Entry("doctor", "doctor", "Look at this device: clock, disk, permissions, runtime, trust, links."),
     "setup": Entry("setup", "setup", "Write a checked configuration, make the directories, run doctor."),
     "run": Entry("run", "run", "Run the agent: inference and updater, or one of them."),

@@ -1,4 +1,4 @@
-"""`modelagent run [inference|updater]`: the agent's processes.
+"""`modelagent run [inference|updater|metrics]`: the agent's processes.
 
 This file knows which process is started how, where its log goes, and which settings it starts with when the file
 turns out bad. It does not know what a process does, and imports the one that is asked for alone.
@@ -28,13 +28,14 @@ _PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNIN
 
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("role", type=click.Choice(ROLES), required=False)
+@click.argument("role", type=click.Choice((*ROLES, "metrics")), required=False)
 @click.pass_obj
 def run(frame: Frame, role: str | None) -> None:
     """Run the agent: inference and updater, or one of them.
 
-    Without ROLE both run as children of this process: they are started again when they crash, and end when it ends
-    (SIGTERM, Ctrl-C). SIGHUP makes them read the settings again.
+    The role metrics serves Prometheus's page beside them. Without ROLE the first two run as children of this process:
+    they are started again when they crash, and end when it ends (SIGTERM, Ctrl-C). SIGHUP makes them read the
+    settings again.
     """
     if role is None:
         raise SystemExit(_supervise(frame.config))
@@ -65,7 +66,7 @@ def _run(role: str, config: Path) -> int:
     _set_up_log(settings.log.level, role)
     if loaded.problem:
         _log.error("the settings are bad, going on with the last good ones: %s", loaded.problem)
-    else:
+    elif role != "metrics":  # which writes nothing, and has inference's memory to fall back on
         own = settings.paths.state_dir if role == "updater" else settings.paths.inference_dir
         try:
             own.mkdir(parents=True, exist_ok=True)
@@ -78,6 +79,10 @@ def _run(role: str, config: Path) -> int:
         from modelagent.updater import run as run_updater  # noqa: PLC0415 - each process imports its own alone
 
         return run_updater(settings)
+    if role == "metrics":
+        from modelagent.metrics import run as run_metrics  # noqa: PLC0415 - the same
+
+        return run_metrics(settings)
     from modelagent.inference.loop import run_inference  # noqa: PLC0415 - the same
 
     return run_inference(settings)
@@ -94,6 +99,7 @@ def _own_directory(role: str, config: Path) -> Path:
     key, default = {
         "updater": ("state_dir", "/var/lib/modelagent"),
         "inference": ("inference_dir", "/var/lib/modelagent-inference"),
+        "metrics": ("inference_dir", "/var/lib/modelagent-inference"),
     }[role]
     try:
         found = tomllib.loads(config.read_text(encoding="utf-8")).get("paths", {}).get(key, default)

@@ -26,19 +26,21 @@ _CLASSES: Final = 1000  # different classes counted per version; the rest are su
 class Histogram:
     """Counts per bucket: bucket i holds values up to and including bounds[i], the last one all larger ones."""
 
-    __slots__ = ("_bounds", "_counts")
+    __slots__ = ("_bounds", "_counts", "_sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
 
     def add(self, value: float) -> None:
         """Count one value."""
         self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
 
     def report(self) -> dict[str, Any]:
         """For health.json."""
-        return {"bounds": list(self._bounds), "counts": list(self._counts)}
+        return {"bounds": list(self._bounds), "counts": list(self._counts), "sum": self._sum}
 
 
 class Counts:

@@ -601,6 +601,16 @@ class Control(Section):
     )
 
 
+class Metrics(Section):
+    """[metrics]: the page that `modelagent run metrics` serves. Whoever reaches it can read, and nothing else."""
+
+    listen: str = Field(
+        default="127.0.0.1:9470",
+        pattern=r"^(\[[0-9a-fA-F:]+\]|[^\s:\[\]]+):\d{1,5}$",
+        description="address and port",
+    )
+
+
 class Log(Section):
     """[log]: what is written to the journal or the terminal."""
 
@@ -619,4 +629,5 @@ class Settings(Section):
     limits: Limits = Limits()
     mqtt: Mqtt = Mqtt()
     control: Control = Control()
+    metrics: Metrics = Metrics()
     log: Log = Log()
