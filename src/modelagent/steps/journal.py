@@ -38,6 +38,7 @@ HEADER: Final = 256  # bytes
 HISTORY_LIMIT: Final = 4 * 1024 * 1024  # bytes of history.jsonl before it becomes history.1.jsonl
 LINE_LIMIT: Final = 16 * 1024  # bytes of one history line; longer evidence is left out, and said to be
 MAX_STATE: Final = 64 * 1024 * 1024  # bytes; a bigger file is no state of ours
+OWED: Final = 200  # lines that wait in memory for a disk that takes them; the oldest go first
 KEPT_BAD: Final = 3  # unreadable states kept aside for whoever looks into it
 _MODE: Final = 0o640
 
@@ -75,7 +76,7 @@ class Journal(Generic[S]):
         self._anew = True  # the file has to be made
         self._block = BLOCK
         self._next = 0  # which block is written next: never the newest good one
-        self._owed: tuple[Note, ...] = ()
+        self._owed: tuple[tuple[float, Note], ...] = ()  # what the history still lacks, and since when
 
     def load(self) -> tuple[S | None, tuple[Note, ...]]:
         """The newest readable state, and notes on what had to be repaired (for the next `write`)."""
@@ -147,8 +148,8 @@ class Journal(Generic[S]):
     def write(self, state: S, notes: Sequence[Note]) -> None:
         """Write history, then state, durably.
 
-        When this raises DeviceError the state before is what a restart finds; should only the history have been
-        written, the next write says so.
+        When this raises DeviceError the state before is what a restart finds, and what the history could not take goes
+        with the next write. Should only the history have been written, the next write says so.
         """
         assert self._seq is not None, "load first: the next sequence number comes from the disk"  # noqa: S101
         payload = self._adapter.dump_json(state)
@@ -156,17 +157,22 @@ class Journal(Generic[S]):
         self._adapter.validate_json(payload)
         self._seq = seq = self._seq + 1
         wall = self._clock()
-        lines = [_line(seq, self.model, wall, note) for note in (*self._owed, *notes)]
-        if lines:
+        told = (*self._owed, *((wall, note) for note in notes))
+        self._owed = told[-OWED:]
+        if told:
             with device_errors(f"{self.model}: write the history"):
-                _append(self.history, "".join(lines).encode(), self._limit)
+                _append(
+                    self.history, "".join(_line(seq, self.model, at, note) for at, note in told).encode(), self._limit
+                )
             self._owed = ()
         try:
             with device_errors(f"{self.model}: write the state"):
                 self._write_state(seq, payload)
         except Exception as error:
-            if lines:
-                self._owed = (_unfinished([seq], str(error)),)
+            if told:
+                # What was a fact (a slot staged, a link switched) stays one: with the next state it is kept after all.
+                text = f"the state that goes with the lines of number {seq} is kept only now: {error}"
+                self._owed = ((wall, Note("late", text, level="warning", evidence={"seq": [seq]})),)
             raise
 
     def _write_state(self, seq: int, payload: bytes) -> None:
