@@ -311,6 +311,7 @@ def _confirmed(x: Scene) -> Phase:
         floor=max(x.state.floor, release.floor),
         postponed={d: p for d, p in x.state.postponed.items() if d != release.digest},
         alarms=(),
+        setbacks=None,
     )
     x.note("confirmed", f"{release.version} is confirmed", release=release)
     x.set(aftercare=_open_test(x))

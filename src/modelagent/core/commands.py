@@ -142,6 +142,7 @@ def _lift(x: Scene, event: Wanted) -> str:
         blocks={d: b for d, b in x.state.blocks.items() if d not in mine},
         postponed={d: p for d, p in x.state.postponed.items() if d != digest and d not in mine},
         declined=tuple(m for m in x.state.declined if m.digest != digest and m.digest not in mine),
+        setbacks=None,
     )
     told(x, event, "lifted", f"{name} by {event.origin}")
     x.reply(event.id, "done", f"{name} is no longer blocked")

@@ -57,7 +57,17 @@ def choose(state: State, at: Instant) -> Want | Keep:
     late = state.postponed.get(release.digest)
     if late is not None and (left := late.timer.left(at)) > 0:
         return Keep(f"{release.version} is postponed: {late.reason}", left)
-    return Want(release, way_of(state, release), why, firm=desired.pin is not None)
+    row, way = state.setbacks, way_of(state, release)
+    held_back = way in (Way.FORWARD, Way.FIRST) and desired.pin is None and not desired.now
+    if row is not None and held_back and (left := row.timer.left(at)) > 0 and not _on_its_way(state, release):
+        return Keep(f"{release.version} waits: {row.times} releases in a row have failed here", left)
+    return Want(release, way, why, firm=desired.pin is not None)
+
+
+def _on_its_way(state: State, release: Release) -> bool:
+    return any(
+        known is not None and known.release.digest == release.digest for known in (state.candidate, state.standby)
+    )
 
 
 def forbidden(state: State, release: Release) -> str:

@@ -24,6 +24,7 @@ from modelagent.core.state import (
     Phase,
     Postponed,
     Reached,
+    Setbacks,
     State,
     Timer,
     block_reason,
@@ -190,7 +191,15 @@ class Scene:
         name = version(self.state, digest)
         entry = Block(cause, reason, name, self.event.at.wall, file)
         self.set(blocks={**self.state.blocks, digest: entry})
+        if cause is Cause.FAILED and self.answers.rules.setback_s > 0:
+            self._count_setback()
         self.note("blocked", f"{name} ({cause.value}): {reason}", digest=digest, level="warning")
+
+    def _count_setback(self) -> None:
+        rules, known = self.answers.rules, self.state.setbacks
+        times = known.times + 1 if known is not None else 1
+        seconds = 0.0 if times < 2 else min(rules.setback_s * 2.0 ** min(times - 2, 40), rules.postpone_max_s)
+        self.set(setbacks=Setbacks(times, Timer.after(self.event.at, seconds)))
 
     def decline(self, release: Release, reason: str) -> None:
         """Do not try this release again while running version and runtime stay what they are."""

@@ -165,6 +165,14 @@ class Postponed:
 
 
 @dataclass(frozen=True, slots=True)
+class Setbacks:
+    """Releases in a row that failed here: from the second on, the next one is tried only after `timer`."""
+
+    times: int
+    timer: Timer
+
+
+@dataclass(frozen=True, slots=True)
 class Declined:
     """Not to be tried again for this (release, running digest, runtime): insufficient evidence, or unsuitable."""
 
@@ -303,6 +311,7 @@ class State:
     withdrawn: Mapping[str, str] = field(default_factory=dict)  # digest -> reason
     postponed: Mapping[str, Postponed] = field(default_factory=dict)
     declined: tuple[Declined, ...] = ()
+    setbacks: Setbacks | None = None
     attempts: Attempts = field(default_factory=Attempts)
     evidence: Evidence = field(default_factory=Evidence)
     aftercare: Aftercare | None = None
@@ -328,6 +337,7 @@ class Rules:
     back_off_max_s: float = 6 * 3600.0
     postpone_s: float = 3600.0  # first postponement, doubling
     postpone_max_s: float = 7 * 86400.0
+    setback_s: float = 0.0  # after the second release in a row that failed, doubling; 0: none
     activation_s: float = 120.0  # live seconds for a candidate to come up
     label_horizon_s: float = 0.0  # how long late labels may still decide after a confirmation; 0: not at all
     keep_slots: int = 3  # confirmed slots kept beside current and fallback

@@ -157,9 +157,10 @@ class Shadow:
     def report(self, running: str | None = None) -> dict[str, Any] | None:
         """The `shadow` of health.json, while `running` serves."""
         with self._changed:
-            if self._key is None and running != self._of:
+            if self._key is None and running is not None and running != self._of:
+                self._of = ""
                 self._waiting.clear()
-            if self._key is None and not self._waiting:
+            if self._key is None and (running != self._of or not self._counts.get("frames")):
                 return None
             return {"digest": self._digest, **self._counts}
 

@@ -76,6 +76,7 @@ class Answerer:
         self._rules = Rules(
             attempts=limits.attempts,
             back_off_s=limits.back_off,
+            setback_s=limits.back_off,
             postpone_s=limits.postpone,
             keep_slots=limits.keep_slots,
         )

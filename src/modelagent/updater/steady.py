@@ -29,6 +29,7 @@ from modelagent.judges.metrics import wilson
 _log = logging.getLogger("modelagent.updater")
 _SURE: Final = 0.80  # of the bound that is taken as the normal error rate
 _LEAST_RATE: Final = 0.005  # a baseline without errors says little about how few there are
+_MOST_RATE: Final = 0.98
 _BLOCKS: Final = 100  # mean confidences that say what is normal
 _THRESHOLD: Final = 12.0  # of the confidence chart: one false alarm in 50 stable streams of 1,000 blocks
 _SAVE_S: Final = 60.0
@@ -154,10 +155,13 @@ class Steady:
             memory.wrong += wrong
             return ""
         _, usual = wilson(memory.wrong, known, _SURE)
-        usual = min(0.45, max(_LEAST_RATE, usual))
+        usual = max(_LEAST_RATE, usual)
+        bad = min(_MOST_RATE, max(usual * wishes.factor, usual + 0.02))
+        if bad - usual < 0.01:  # hardly anything is right: there is nothing left to lose
+            return ""
         chart = BernoulliChart(
             usual,
-            min(0.95, max(usual * wishes.factor, usual + 0.02)),
+            bad,
             threshold_for(wishes.run_length),
             memory.value,
         ).after_many(wrong, right)
