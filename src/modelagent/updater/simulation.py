@@ -58,9 +58,13 @@ _RUNTIME: Final = "simulated 1.0"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Something that would have happened at `wall` (the device's own clock); `bytes` came over the link for it."""
+    """Something that would have happened at `wall` (the device's own clock); `bytes` came over the link for it.
+
+    `after` is the true time, in seconds since the trace's start.
+    """
 
     wall: float
+    after: float
     kind: str
     text: str
     bytes: int = 0
@@ -93,6 +97,7 @@ class _Fetch:
     digest: str
     since: float
     rate: float  # bytes a second
+    brought: float = 0.0
 
 
 @dataclass(order=True)
@@ -394,12 +399,13 @@ class _World:
         has = min(float(size), had + (self._now - fetch.since) * fetch.rate)
         self._have[fetch.digest] = has
         self._take(has - had)
+        fetch.brought += has - had
         if go_on:
             fetch.since = self._now
             return
         self._fetch = None
         version = self._known[fetch.digest].version
-        self._note("download", f"{version}: {has / 1e6:.1f} of {size / 1e6:.1f} MB are here", round(has - had))
+        self._note("download", f"{version}: {has / 1e6:.1f} of {size / 1e6:.1f} MB are here", round(fetch.brought))
 
     def _take(self, count: float) -> None:
         self._bytes += round(count)
@@ -421,7 +427,7 @@ class _World:
         return Link(self._links, self._links)
 
     def _note(self, kind: str, text: str, count: int = 0, level: str = "info") -> None:
-        self._entries.append(Entry(self._at().wall, kind, text, count, level))
+        self._entries.append(Entry(self._at().wall, self._now, kind, text, count, level))
 
 
 _WATCHED: Final = frozenset({Phase.ACTIVATING, Phase.PROBATION, Phase.REVERTING})
