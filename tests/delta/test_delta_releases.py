@@ -126,6 +126,21 @@ def test_verify_prune_and_sweep_know_deltas(fleet: Fleet) -> None:
     assert "delta" in verify(repository, now=fleet.clock).errors[0]
 
 
+def test_old_releases_lose_their_deltas_unless_a_channel_names_them(tmp_path: Path) -> None:
+    simulator = RepositorySimulator(tmp_path, Clock())
+    repository = simulator.repository
+    weights = network(width=8)
+    versions = [f"1.{number}.0" for number in range(deltas.KEPT + 3)]
+    for number, version in enumerate(versions):
+        model = build(retrained(weights, step=0.01, seed=number))
+        document = make_manifest(version=version, number=number + 1)
+        repository.add(document, {"model": model, "canary": make_canary()}, deltas_from=1)
+        if number == 1:
+            repository.channel("digits", "old", version)
+    having = [version for version in versions if repository.deltas("digits", version)]
+    assert having == [versions[1], *versions[3:]]
+
+
 def test_what_a_base_would_save_can_be_asked() -> None:
     old, new = MODELS["1.2.0"], MODELS["1.3.0"]
     assert deltas.size(old, new) < deltas.size(None, new) < len(new)

@@ -12,14 +12,17 @@ that has none of the bases, and the bound for the others: one that is no shorter
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tuf.api.metadata import Targets
+
 from modelagent.delta import DeltaError, form
 from modelagent.delta.make import make as make_delta
 
+KEPT: Final = 8  # newest releases that keep their deltas
 _WORTH: Final = 0.98  # of the file's length; a shorter one that saves less is not worth the device's work
 
 
@@ -56,6 +59,19 @@ def make(bases: Sequence[tuple[str, Path]], new: bytes) -> list[Made]:
         if made is not None and len(made.data) < bound:
             found.append(made)
     return found
+
+
+def forget(targets: Targets, named: Collection[str]) -> None:
+    """Take the lists of deltas off all but the newest releases and those in `named` (target paths).
+
+    Every device reads this metadata at every check, so what hardly any device can use must not make it grow. A device
+    that does go to such a release fetches it in full.
+    """
+    numbers = {path: int((entry.custom or {}).get("number", 0)) for path, entry in targets.targets.items()}
+    kept = {*sorted(numbers, key=numbers.__getitem__)[-KEPT:], *named}
+    for path, entry in targets.targets.items():
+        if path not in kept and entry.custom is not None:
+            entry.custom.pop("deltas", None)
 
 
 def size(old: bytes | None, new: bytes) -> int:

@@ -216,10 +216,19 @@ class Repository:
                 custom["deltas"] = [dict(offer.entry) for offer in offers]
             entry.unrecognized_fields["custom"] = custom
             targets.signed.targets[path] = entry
+            deltas.forget(targets.signed, self._named_paths(model))
             for place, text in said.items():
                 changed[CHANNELS].signed.targets[place] = self.ledger.store_target(place, text)
             self.ledger.publish(changed)
             return made
+
+    def _named_paths(self, model: str) -> set[str]:
+        """The target paths of the releases that channels name."""
+        return {
+            form.manifest_path(model, str(document["release"]["version"]))
+            for document in self.channels()
+            if document["model"] == model and document["release"] is not None
+        }
 
     def _bases(self, model: str, targets: Targets, count: int) -> list[tuple[str, Path]]:
         """Version and model file of the newest `count` releases."""
