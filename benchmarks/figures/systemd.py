@@ -27,7 +27,6 @@ from systemd_machine import Machine, cache, debian, missing, package  # noqa: E4
 _TENSORFLOW_MIB: Final = 1977.0  # installed, with what it needs: see install.size_ratio in docs
 _STARTS: Final = 5
 _IDLE_S: Final = 60.0
-_TICKS: Final = 100.0  # per second: what /proc counts in, on every Linux of today (USER_HZ)
 
 
 @contextmanager
@@ -122,7 +121,12 @@ def _idle(device: Device) -> dict[str, Measured]:
     after = {pid: _spent(pid) for pid in before}
     cpu = sum(after[pid][0] - before[pid][0] for pid in before) / seconds * 3600.0
     wakes = sum(after[pid][1] - before[pid][1] for pid in before) / seconds
-    how = f"{len(before)} processes over {seconds:.0f} s, a model loaded, no frames"
+    each = ", ".join(
+        f"{name} {(after[pid][0] - before[pid][0]) / seconds * 3600.0:.1f}"
+        for pid, name in _processes(device).items()
+        if pid in before
+    )
+    how = f"{len(before)} processes over {seconds:.0f} s, a model loaded, no frames: {each} s/h"
     memory = {name: _memory(pid) for pid, name in _processes(device).items()}
     return {
         "agent.idle_cpu_s_per_h": Measured(cpu, how),
@@ -143,12 +147,12 @@ def _processes(device: Device) -> dict[int, str]:
 
 def _spent(pid: int) -> tuple[float, int]:
     """Processor seconds, and how often a thread of it woke up by itself."""
-    words = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    switches = 0
+    nanoseconds = switches = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
+        nanoseconds += int((task / "schedstat").read_text("ascii").split()[0])
         found = re.search(r"^voluntary_ctxt_switches:\s+(\d+)", (task / "status").read_text("ascii"), re.MULTILINE)
         switches += int(found.group(1)) if found else 0
-    return (int(words[11]) + int(words[12])) / _TICKS, switches
+    return nanoseconds / 1e9, switches
 
 
 def _memory(pid: int) -> tuple[float, float]:
