@@ -54,6 +54,8 @@ def main(argument: str) -> int:
         given["rules"] = tuple(_rule(rule) for rule in given.get("rules", []))
         for name in ("model_dir", "labels_dir", "keep_dir", "health"):
             given[name] = Path(given[name])
+        if "cpus" in given:
+            given["cpus"] = tuple(given["cpus"])
         if "worker_argv" in given:
             given["worker_argv"] = tuple(given["worker_argv"])
         models.append(ModelOptions(source=SourceOptions(**source), **given))

@@ -4,7 +4,8 @@
 
 The manifest's version is a list of words joined by `+`: `load-3.0` takes so many seconds to load, `load-hang` never
 loads, `load-die` dies; `die-50` dies with every 50th frame it is given, `bomb-50` hangs from its 50th frame on,
-`nan-50` gives NaN from its 50th on. Otherwise it answers class 1. No real model does these on demand.
+`nan-50` gives NaN from its 50th on, `slow-150` takes 80 ms for each from its 150th on, `leak-500` keeps 500 kB more
+with every frame. Otherwise it answers class 1. No real model does these on demand.
 """
 
 import json
@@ -51,6 +52,7 @@ def main(argument: dict[str, int]) -> None:
     poll.register(control, select.POLLIN)
     poll.register(side.request_fd, select.POLLIN)
     number = 0
+    hoard: list[bytearray] = []
     while True:
         for fd, _ in poll.poll():
             if fd == control.fileno():
@@ -61,8 +63,14 @@ def main(argument: dict[str, int]) -> None:
                     os.abort()
                 if number >= int(wishes.get("bomb", "1000000000")):
                     time.sleep(3600)
+                begun = time.perf_counter_ns()
+                if number >= int(wishes.get("slow", "1000000000")):
+                    time.sleep(0.08)
+                if "leak" in wishes:
+                    hoard.append(bytearray(b"x" * 1000 * int(wishes["leak"])))
                 side.slot.write_outputs([ANSWER])
-                side.answer(NOT_FINITE if number >= int(wishes.get("nan", "1000000000")) else OK, 1000)
+                status = NOT_FINITE if number >= int(wishes.get("nan", "1000000000")) else OK
+                side.answer(status, time.perf_counter_ns() - begun)
 
 
 if __name__ == "__main__":

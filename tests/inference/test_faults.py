@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from line_rig import GLARE, Frames, Rig
+from modelagent.inference.counters import FAULTS
 
 pytestmark = pytest.mark.process
 
@@ -103,7 +104,7 @@ def test_a_frame_that_kills_a_confirmed_model_twice_is_faulted_and_costs_nobody_
         assert [(row["outcome"], row["frame"].split(":")[1]) for row in faulted if row["outcome"] != "dropped"] == [
             ("faulted", str(count // 4))
         ]
-        assert rig.counts(only)["faults"] == {"crash": 0, "hang": 0, "not-finite": 0}
+        assert rig.counts(only)["faults"] == dict.fromkeys(FAULTS, 0)
         assert rig.counts(only)["faulted"] == 1
         assert rig.health()["fell_back"] is None
 

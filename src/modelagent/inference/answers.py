@@ -129,7 +129,7 @@ class Worker:
 
     # -- frames --------------------------------------------------------------------------------------------------
 
-    def _serve(self, _command: Mapping[str, Any]) -> dict[str, Any]:
+    def _serve(self, command: Mapping[str, Any]) -> dict[str, Any]:
         _, manifest, _ = self._loaded()
         if self._mailbox is None:
             raise ModelError("this worker was started without a mailbox", code="command")
@@ -142,7 +142,7 @@ class Worker:
                 reply_fd=reply,
                 spin_s=_SPIN_S if len(os.sched_getaffinity(0)) > 1 else 0.0,
             )
-        return {"nice": raise_priority(0)}
+        return {"nice": raise_priority(int(command.get("nice", 0)))}
 
     def _answer_frames(self) -> None:
         """Answer what waits in the mailbox; the poll comes back for what is left."""

@@ -17,7 +17,7 @@ from typing import Any, Final
 # Microseconds, three per decade from 10 us to 10 s; the last bucket has no upper bound.
 LATENCY_BOUNDS: Final = (*(step * 10**power for power in range(1, 7) for step in (1, 2, 5)), 10**7)
 CONFIDENCE_BOUNDS: Final = tuple(round(0.05 * step, 2) for step in range(1, 21))
-FAULTS: Final = ("crash", "hang", "not-finite")
+FAULTS: Final = ("crash", "hang", "not-finite", "leak", "slow")
 LABELS: Final = ("right", "wrong", "unknown", "late", "duplicate")
 _VERSIONS: Final = 8  # kept; older ones have been judged long ago
 _CLASSES: Final = 1000  # different classes counted per version; the rest are summed up as "other"

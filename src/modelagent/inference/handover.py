@@ -17,26 +17,25 @@ The rules, with their reasons:
 - A slot that cannot be loaded changes nothing while another worker serves, else gives way to the fallback.
 """
 
-import contextlib
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from modelagent.errors import ModelError
+from modelagent.inference.budget import available_kb, fits
 from modelagent.inference.links import Links, Slot, Target, open_slot, read_links
 from modelagent.inference.options import ModelOptions
 from modelagent.inference.records import Records
-from modelagent.inference.serving import Adopted, Event, Fault, Hand, Retried, Server
+from modelagent.inference.serving import Adopted, Begun, Event, Fault, Hand, Retried, Server
 from modelagent.inference.shadow import Shadow
+from modelagent.inference.shadows import Shadows
 from modelagent.inference.starts import Left, Starts
-from modelagent.inference.workers import SERVE, SHADOW, SWAP, Load, Loader, Worker
+from modelagent.inference.swaps import Swaps
+from modelagent.inference.workers import SERVE, SWAP, Load, Loader, Worker
 
 _log = logging.getLogger(__name__)
 
 _IDLE: Final = 5.0  # seconds without a frame after which a start proves nothing
-_SHADOW_DEATHS: Final = 3  # per activation; a shadow that keeps dying is given up, which costs evidence only
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +86,16 @@ class Handover:
         self._server = server
         self._records = records
         self._starts = starts
-        self._shadow = shadow
+        self._shadows = Shadows(options, loader, shadow)
         self._standby: Worker | None = None
         self._load: Load | None = None
-        self._shadow_load: Load | None = None
-        self._shadow_deaths = 0
         self._trial: _Trial | None = None
         self._suspect: tuple[str, str] | None = None  # digest and code of a fault, until its frame has a result
         self._unusable: set[str] = set()
         self._failures = 0
         self._not_before = 0.0
+        self._swaps = Swaps()
+        self._renewal: Load | None = None  # of what serves, because its worker is worn out
 
     # -- what others may ask ---------------------------------------------------------------------------------------
 
@@ -123,6 +122,11 @@ class Handover:
         return "starting"
 
     @property
+    def swaps(self) -> dict[str, Any]:
+        """How often another version took over, and what the last time cost."""
+        return self._swaps.report()
+
+    @property
     def fds(self) -> tuple[int, ...]:
         """Readable when a worker has died: call `look_after`."""
         return () if self.active is None else (self.active.child.pidfd,)
@@ -131,13 +135,17 @@ class Handover:
         """A worker may have died; the serving thread finds out, so that there is one way to report it."""
         self._server.look()
 
+    def shadow_died(self, worker: Worker) -> None:
+        """The shadow's worker ended or hung."""
+        self._shadows.died(worker)
+
     # -- what happens ----------------------------------------------------------------------------------------------
 
     def look(self, now: float) -> None:
         """Read the links, and act on what they say."""
         self._read()
         self._reconsider(now)
-        self._reconsider_shadow()
+        self._shadows.reconsider(self.links, self.running)
 
     def handle(self, event: Event, now: float) -> None:
         """Act on what the serving thread said."""
@@ -148,8 +156,10 @@ class Handover:
                 self._fault(event, now)
             case Retried():
                 self._retried(event)
+            case Begun():
+                self._swaps.begun(event.worker, event.gap_s)
         self._reconsider(now)
-        self._reconsider_shadow()
+        self._shadows.reconsider(self.links, self.running)
 
     def tick(self, now: float) -> None:
         """What takes time rather than events: progress, forgiveness, idle lines."""
@@ -161,6 +171,7 @@ class Handover:
                 worker.ticket.take_back()
             if worker.healthy >= self._options.healthy_after:
                 self._failures = 0
+            self._look_at_wear(worker, now)
         standby = self._standby
         settled = self.active is not None and self._trial is None
         if standby is not None and settled and not (self._keeps(standby) and standby.child.alive()):
@@ -171,7 +182,7 @@ class Handover:
     def close(self) -> None:
         """End every worker; the serving thread has stopped."""
         self._cancel()
-        self._drop_shadow()
+        self._shadows.drop()
         origin = self._trial.origin if self._trial is not None else None
         for worker in (self.active, self._standby, origin):
             if worker is not None:
@@ -188,7 +199,7 @@ class Handover:
             return
         self.refused = None
         self._unusable.clear()
-        self._shadow_deaths = 0
+        self._shadows.forgive()
         left = self._starts.has_left(target) if target is not None else None
         self.fell_back = self._fell_back(left) if left is not None else None
         if before is None or target is None or target.digest != before.digest:
@@ -218,7 +229,8 @@ class Handover:
         if self._trial is not None:
             return
         target, wanted = self.links.current, self._wanted()
-        if self._load is not None and (self._load.slot.digest != wanted or self._serves(wanted)):
+        renewing = self._load is not None and self._load is self._renewal
+        if self._load is not None and (self._load.slot.digest != wanted or (self._serves(wanted) and not renewing)):
             self._cancel()
         if wanted is None or target is None:
             if self.active is not None:
@@ -273,6 +285,11 @@ class Handover:
                 self._retire(load.worker)
             self._reconsider(load.ended)
 
+        if self.active is not None and not fits(slot, self.active, reserve_kb=self._options.memory_reserve_kb):
+            _log.warning("%s: no memory for two versions: the old one stops first", self._options.name)
+            self._shadows.drop()
+            self._swaps.stopped()
+            self._hand(None)
         serving = self.active is not None
         self._load = self._loader.request(
             slot,
@@ -314,6 +331,38 @@ class Handover:
                 self._load.ticket.take_back()
             self._loader.cancel(self._load)
             self._load = None
+
+    def _look_at_wear(self, worker: Worker, now: float) -> None:
+        """Replace a worker that leaks or slows down; an unconfirmed slot that does so is left."""
+        if self._trial is not None or self._load is not None or now < self._not_before:
+            return
+        code = worker.wear.look(
+            rss_kb=worker.child.resident_kb() or 0, invoke_us=worker.invoke_us, frames=worker.healthy
+        )
+        if not code:
+            return
+        _log.warning("%s: %s: %s: %s", self._options.name, worker.digest[:12], code, worker.wear.reason)
+        self._records.fault(worker.digest, code)
+        target = self.links.current
+        probing = target is not None and target.digest == worker.digest and not worker.slot.confirmed()
+        if target is not None and probing and self._fallback(worker.digest) is not None:
+            self._leave(target, worker.digest, code, worker.wear.reason, confirmed=False)
+            return
+        self._fail(now)
+
+        def done(load: Load) -> None:
+            self._load = self._renewal = None
+            if load.worker is None:
+                _log.warning("%s: no fresh worker: %s", self._options.name, load.reason)
+            elif self.active is worker and self._trial is None:
+                self._hand(load.worker)
+            else:
+                self._retire(load.worker)
+            self._reconsider(load.ended)
+
+        self._load = self._renewal = self._loader.request(
+            worker.slot, self._options, purpose=SWAP, done=done, not_before=self._not_before
+        )
 
     # -- handing over ----------------------------------------------------------------------------------------------
 
@@ -498,53 +547,8 @@ class Handover:
             "confirmed": False,
         }
 
-    # -- shadow ----------------------------------------------------------------------------------------------------
 
-    def shadow_died(self, worker: Worker) -> None:
-        """The shadow's worker ended or hung."""
-        if self._shadow.worker is worker:
-            self._shadow.withdraw()
-            self._shadow_deaths += 1
-
-    def _reconsider_shadow(self) -> None:
-        target, wish, running = self.links.current, self.links.shadow, self.running
-        if wish is None or target is None or not self._options.shadow_share:
-            self._drop_shadow()
-            self._shadow.clear()
-            return
-        if running is None or running.digest == wish.digest:
-            self._drop_shadow()
-            self._shadow.disarm()
-            return
-        self._shadow.arm((target.link, wish.link), wish.digest, running.digest)
-        worker = self._shadow.worker
-        if (worker is not None and worker.digest != wish.digest) or (
-            self._shadow_load is not None and self._shadow_load.slot.digest != wish.digest
-        ):
-            self._drop_shadow()
-        if self._shadow.worker is None and self._shadow_load is None and self._shadow_deaths < _SHADOW_DEATHS:
-            with contextlib.suppress(ModelError):  # looked at again in a second; costs evidence only
-                slot = open_slot(self._options.model_dir, wish.digest)
-                self._shadow_load = self._loader.request(slot, self._options, purpose=SHADOW, done=self._shadow_loaded)
-
-    def _shadow_loaded(self, load: Load) -> None:
-        self._shadow_load = None
-        if load.worker is not None:
-            self._shadow.give(load.worker)
-        else:
-            self._shadow_deaths += 1
-            _log.warning("%s: no shadow: %s", self._options.name, load.reason)
-
-    def _drop_shadow(self) -> None:
-        if self._shadow_load is not None:
-            self._loader.cancel(self._shadow_load)
-            self._shadow_load = None
-        self._shadow.withdraw()
-
-
-def _memory_for(worker: Worker, meminfo: Callable[[], str] = Path("/proc/meminfo").read_text) -> bool:
+def _memory_for(worker: Worker) -> bool:
     """Whether the device can spare a second worker: twice its size is available."""
-    for line in meminfo().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) > 2 * worker.child.resident_kb()
-    return False
+    available = available_kb()
+    return available is not None and available > 2 * (worker.child.resident_kb() or 0)

@@ -120,6 +120,7 @@ class Line:
         self._feeder: threading.Thread | None = None
         self._sequence = 0
         self._written: tuple[Any, ...] | None = None
+        self._versions: dict[str, str] = {}  # by digest, of what has run
 
     def start(self) -> None:
         """Begin: links first, so that a worker loads while the source opens."""
@@ -240,6 +241,17 @@ class Line:
                 self.shadow.label(name, label, right)
         self._archive.flush()
 
+    @staticmethod
+    def _describe(worker: Worker) -> dict[str, Any]:
+        facts = worker.facts
+        return {
+            "rss_kb": worker.child.resident_kb() or 0,
+            "invoke_us": round(worker.invoke_us, 1),
+            "delegate": facts.get("delegate"),
+            "runtime": facts.get("runtime"),
+            "load_ms": facts.get("load_ms"),
+        }
+
     def write_health(self, *, only_news: bool = False) -> None:
         """Write health.json; with `only_news` only when what runs, or why not, has changed."""
         handover = self.handover
@@ -254,6 +266,8 @@ class Line:
         )
         if only_news and news == self._written:
             return
+        if running is not None:
+            self._versions[running.digest] = running.version
         self._written = news
         self._sequence += 1
         document = {
@@ -301,6 +315,9 @@ class Line:
                 "lost": self._courier.lost,
                 "problem": self._courier.problem,
             },
+            "swaps": handover.swaps,
+            "versions": self._versions,
+            "worker": None if running is None else self._describe(running),
             "rules": {} if self._rules is None else self._rules.report(),
             "last_result": None
             if self.records.last is None

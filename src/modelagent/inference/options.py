@@ -43,6 +43,9 @@ class ModelOptions:
     shadow_ring: int = 256
     thin_s: float = 0.0  # seconds between two samples for the judges
     worker_argv: tuple[str, ...] = WORKER
+    cpus: tuple[int, ...] = ()  # processors of the worker; empty: any
+    nice: int = 0  # its priority while it serves
+    memory_reserve_kb: int = 32 * 1024  # memory that a swap with both workers must leave
     max_age_s: float = 0.0  # of results in the database; 0: any
     device: str = "device"
     mqtt: Mqtt | None = None  # the broker, where results or rules need it
@@ -129,6 +132,9 @@ class LoopOptions:
                 shadow_share=model.shadow.rate,
                 shadow_ring=model.shadow.ring,
                 thin_s=model.probation.thin,
+                cpus=model.runtime.cpus,
+                nice=model.runtime.nice,
+                memory_reserve_kb=model.runtime.memory_reserve_mb << 10,
                 max_age_s=model.results.max_days * 86400.0,
                 device=settings.device.id,
                 mqtt=settings.mqtt if settings.mqtt.host and _speaks(model) else None,

@@ -27,6 +27,7 @@ from modelagent.inference.records import Records
 from modelagent.inference.shadow import Shadow
 from modelagent.inference.workers import Worker
 
+_RECENT = 0.05  # weight of the newest inference in what they take lately
 _BEAT = 1.0  # seconds between two signs of life of an idle thread
 
 
@@ -68,7 +69,14 @@ class Retried(NamedTuple):
     trial: bool
 
 
-Event = Adopted | Fault | Retried
+class Begun(NamedTuple):
+    """`worker`, which had taken over, has its first result; `gap_s` after the last one before it, 0 if none was."""
+
+    worker: Worker
+    gap_s: float
+
+
+Event = Adopted | Fault | Retried | Begun
 
 
 class Server:
@@ -96,6 +104,7 @@ class Server:
         self._worker: Worker | None = None
         self._flying: deque[tuple[Frame, int]] = deque()  # asked and not answered: frame, when it was taken up (ns)
         self._answered = 0  # when the last answer was decided, ns
+        self._fresh = False  # the worker has no result yet since it took over
         self._held: Frame | None = None
         self._blamed: Worker | None = None  # whose frame the held one was
         self._trial = False
@@ -161,6 +170,7 @@ class Server:
         if hand.give_up and self._held is not None:
             self._give_up()
         old, self._worker = self._worker, hand.worker
+        self._fresh = hand.worker is not None and hand.worker is not old
         self._trial, self._waiting = hand.trial, False
         if hand.worker is not None and not hand.worker.since:
             hand.worker.since = time.monotonic()
@@ -212,7 +222,11 @@ class Server:
             now = time.perf_counter_ns()
             # What the frame took by itself: it did not run while the one before it did.
             latency_us = (now - max(begun, self._answered)) / 1000.0
+            if self._fresh:
+                self._fresh = False
+                self._post(Begun(worker, (now - self._answered) / 1e9 if self._answered else 0.0))
             self._answered = now
+            worker.invoke_us += (exchange.invoke_ns / 1000.0 - worker.invoke_us) * _RECENT
             name = self._records.done(frame, worker.digest, worker.version, decision, latency_us)
             worker.healthy += 1
             self._shadow.keep(

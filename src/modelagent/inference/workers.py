@@ -32,6 +32,7 @@ from modelagent.inference.exchange import ParentSide
 from modelagent.inference.links import Slot
 from modelagent.inference.options import ModelOptions
 from modelagent.inference.starts import Ticket
+from modelagent.inference.wear import Wear
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +82,9 @@ class Worker:
         self.fed = 0
         self.since = 0.0
         self.ticket: Ticket | None = None
+        self.facts: dict[str, Any] = {}  # what it said when it had loaded
+        self.invoke_us = 0.0  # what an inference takes lately
+        self.wear = Wear(limit_mb=slot.manifest.limits.memory_mb, latency_ms=slot.manifest.limits.latency_ms)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         self.control = ours
@@ -109,6 +113,11 @@ class Worker:
         finally:
             theirs.close()
         self.exchange.watch(self.child.pidfd)
+        if options.cpus:
+            try:
+                os.sched_setaffinity(self.child.pid, options.cpus)  # its threads, which come later, inherit it
+            except OSError as error:
+                _log.warning("%s: runtime.cpus %s: %s; it runs on any", options.name, options.cpus, error.strerror)
         self.bindings = tuple(self.decider.bind(slot) for slot in self.exchange.slots)
 
     def fill(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
@@ -277,7 +286,8 @@ class Loader:
             )
         elif not load.facts:
             load.facts = answer
-            worker.say({"do": "serve"})
+            worker.facts = answer
+            worker.say({"do": "serve", "nice": load.options.nice})
         else:
             if load.purpose == SHADOW:
                 worker.sink(LOWEST)

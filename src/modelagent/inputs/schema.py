@@ -348,6 +348,16 @@ class Runtime(Section):
     threads: int = Field(default=1, ge=1, le=64, description="threads of the interpreter")
     hang_s: Duration = Field(default=2.0, gt=0, le=600, description="one inference longer than this is a hang")
     load_timeout: Duration = Field(default=60.0, gt=0, le=3600, description="longest time to load and warm up")
+    cpus: Annotated[tuple[Annotated[int, Field(ge=0, le=4095)], ...], BeforeValidator(_as_tuple)] = Field(
+        default=(), description="processors of the worker, by number; empty: any"
+    )
+    nice: int = Field(default=0, ge=0, le=19, description="priority while it serves; 19 is the lowest")
+    memory_reserve_mb: int = Field(
+        default=32,
+        ge=0,
+        le=1_000_000,
+        description="to be left by a swap with both in memory; else one stops first",
+    )
     starts: int = Field(default=3, ge=1, le=100, description="starts without progress before the fallback is taken")
     healthy_after: int = Field(
         default=200, ge=1, le=1_000_000, description="inferences after which old faults are forgotten"
