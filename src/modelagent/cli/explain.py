@@ -147,8 +147,8 @@ def _gates(gates: object, now: float) -> Iterator[str]:
         word = str(gate["answer"])
         head = f"{gate.get('gate', ''):<11} {coloured(f'{word:<5}', _LEVELS.get(word, ''))}"
         since = f" since {ago(gate['since'], now)}" if gate.get("since") else ""
-        saw = f" [{gate['saw']}]" if gate.get("saw") else ""
         reason = f": {gate['reason']}" if gate.get("reason") else ""
+        saw = f" [{gate['saw']}]" if gate.get("saw") and str(gate["saw"]) not in reason else ""
         yield f"    {head}{since}{reason}{saw}"
         if gate.get("loud"):
             yield "    " + coloured(f"{'':<11} {gate['loud']}", "alarm")
