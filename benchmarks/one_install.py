@@ -14,10 +14,11 @@ from modelagent.steps.slots import SlotStore
 
 def main() -> None:
     """See the head of the file."""
-    url, state = sys.argv[1], Path(sys.argv[2])
+    before, url, state = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     root = (state.parent / "keys" / "root.json").read_bytes()
     for part in ("models", "incoming"):
         (state / part).mkdir()
+    Acquirer(state, HttpSource(before), root, time.time).check("digits", "stable")
     acquirer = Acquirer(state, HttpSource(url), root, time.time)
     store = SlotStore(state, "digits")
     begun = time.monotonic()

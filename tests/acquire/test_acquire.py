@@ -656,3 +656,48 @@ def test_an_updater_that_dies_anywhere_starts_again(tmp_path: Path) -> None:
         assert again.acquire(offered(again)).digest == release.digest
         step += 1
     assert step > 40
+
+
+def test_a_check_without_news_writes_nothing_and_reads_no_release(
+    simulator: RepositorySimulator, acquirer: Acquirer
+) -> None:
+    """Its work is the same for 1 and for 10,000 releases: below the timestamp nothing is looked at."""
+    simulator.release("1.0.0")
+    acquirer.check("digits", "stable")
+    touched: list[str] = []
+    durable.set_hook(lambda operation, path: touched.append(f"{operation} {path}"))
+    try:
+        simulator.forget_requests()
+        assert offered(acquirer).version == "1.0.0"
+    finally:
+        durable.set_hook(None)
+    assert touched == []
+    assert simulator.names == ["metadata/2.root.json", "metadata/timestamp.json"]
+
+
+def test_what_is_remembered_ends_with_the_signatures_that_vouch_for_it(
+    simulator: RepositorySimulator, acquirer: Acquirer, clock: Clock
+) -> None:
+    simulator.release("1.0.0")
+    acquirer.check("digits", "stable")
+    ledger = simulator.repository.ledger
+    clock.advance(days=6)
+    ledger.publish_timestamp(ledger.load_timestamp().signed.snapshot_meta, ledger.base().timestamp + 1)
+    acquirer.check("digits", "stable")
+    clock.advance(days=25)
+    ledger.publish_timestamp(ledger.load_timestamp().signed.snapshot_meta, ledger.base().timestamp + 1)
+    with pytest.raises(TrustError) as caught:
+        acquirer.check("digits", "stable")
+    assert caught.value.code == "freeze-attack"
+    assert "snapshot" in caught.value.message
+
+
+def test_two_models_are_remembered_side_by_side(simulator: RepositorySimulator, acquirer: Acquirer) -> None:
+    for model in ("digits", "gears"):
+        simulator.repository.add_model(model)
+        simulator.release("1.0.0", model=model)
+    for _ in range(2):
+        simulator.forget_requests()
+        for model in ("digits", "gears"):
+            acquirer.check(model, "stable")
+    assert len(simulator.requests) == 4

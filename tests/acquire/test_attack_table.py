@@ -440,7 +440,7 @@ def test_concurrency(device: Device) -> None:
     assert len(files) == len(set(files)), "no byte was paid for twice"
 
 
-@pytest.mark.parametrize("after", range(0, 40, 3))
+@pytest.mark.parametrize("after", range(0, 40, 8))
 def test_power_cut(device: Device, after: int) -> None:
     """Cut after each write in turn (test_acquire.py cuts before each): what is there is right, the rest comes."""
     from modelagent import durable  # noqa: PLC0415 - the hook of this test alone

@@ -86,7 +86,7 @@ def bring(source: Flaky, incoming: Path, here: list[int] | None = None) -> Agent
     return None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(BEHAVIOUR, max_size=12), st.binary(max_size=64))
 def test_any_sequence_of_cuts_ends_with_the_right_bytes_or_a_clean_refusal(
     script: list[tuple[str, int, int]], left_over: bytes
@@ -106,7 +106,7 @@ def test_any_sequence_of_cuts_ends_with_the_right_bytes_or_a_clean_refusal(
         assert [path.name for path in incoming.iterdir()] == [DIGEST]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, len(CONTENT) // 4), min_size=1, max_size=10), st.integers(1, 5000))
 def test_cuts_alone_cost_no_byte_twice(cuts: list[int], step: int) -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -168,3 +168,21 @@ def test_a_proxy_that_refuses_is_named(authority: Authority) -> None:
             "proxy",
             "unreachable",
         }
+
+
+def test_the_environment_gives_way_to_the_settings(
+    authority: Authority, tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """REQUESTS_CA_BUNDLE does not replace our own authority, and ~/.netrc gives nothing away."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(Authority(tmp_path, "another").ca))
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login somebody password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    with Rogue(CONTENT, tls=authority.server()) as server:
+        assert read(HttpSource(server.url, ca=authority.ca)) == CONTENT
+        assert refused(HttpSource(server.url)) == "tls"
+        assert "Authorization" not in server.headers[0]
+    monkeypatch.setenv("http_proxy", proxy.url)
+    monkeypatch.setenv("no_proxy", "")
+    with Rogue(CONTENT) as plain:
+        assert read(HttpSource(plain.url)) == CONTENT
+        assert proxy.asked == [f"GET {plain.url}/files/x"]

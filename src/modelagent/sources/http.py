@@ -12,7 +12,9 @@ sections 13.1.5, 14.) Each connection's limits are `wire.py`'s matter.
 
 import email.utils
 import http.client
+import os
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -115,13 +117,16 @@ class HttpSource:
         # Nothing that is not needed: on a metered link the head is most of what a check costs.
         self._session.headers.clear()
         self._session.headers.update({"Accept-Encoding": "identity", "User-Agent": "modelagent"})
-        # Given with each request: a session's own setting gives way to REQUESTS_CA_BUNDLE of the environment.
-        self._verify: bool | str = True if ca is None else str(ca)
+        # The environment is read once and here: requests would do it for every request, would let REQUESTS_CA_BUNDLE
+        # win over our own setting, and would look for passwords in ~/.netrc.
+        self._session.trust_env = False
+        self._session.verify = _system_authorities() if ca is None else str(ca)
         if client is not None:
             self._session.cert = (str(client[0]), str(client[1]))
         if proxy:
-            self._session.trust_env = False
             self._session.proxies = {"http": proxy, "https": proxy}
+        else:
+            self._session.proxies = requests.utils.get_environ_proxies(url, no_proxy=None)
 
     @property
     def name(self) -> str:
@@ -190,7 +195,6 @@ class HttpSource:
                     timeout=self._timeouts,
                     stream=True,
                     allow_redirects=False,
-                    verify=self._verify,
                 )
             except requests.exceptions.Timeout as error:
                 raise self._fault(name, "timeout", f"no whole answer within {self._timeouts[1]:g} s") from error
@@ -275,6 +279,13 @@ class HttpSource:
 
     def _fault(self, name: str, code: str, what: str) -> SourceError:
         return SourceError(f"{self.name}: {name}: {what}", code=code)
+
+
+def _system_authorities() -> bool | str:
+    """The file of the authorities that this system accepts; True where there is none: then those requests brings."""
+    named = [os.environ.get(name) for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")]
+    usual = [ssl.get_default_verify_paths().cafile, "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/cert.pem"]
+    return next((path for path in (*named, *usual) if path and Path(path).is_file()), True)
 
 
 def _whole_number(text: str | None) -> int | None:

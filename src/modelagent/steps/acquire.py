@@ -229,9 +229,9 @@ class Acquirer:
 
     def _prepare(self) -> None:
         with durable.device_errors("the state directory"):
-            if self._incoming.exists() and not durable.is_directory(self._incoming):
+            if not durable.is_directory(self._incoming):
                 durable.remove_tree(self._incoming)
-            durable.make_directory(self._incoming)
+                durable.make_directory(self._incoming)
 
     # --- acquire -----------------------------------------------------------------------------------------------
 

@@ -131,14 +131,14 @@ class _Bench:
             session.close()
 
     def gather(self, candidate_slot: Path, baseline_slot: Path | None, run: int, at: float) -> CanaryEvidence:
-        alone = "nothing is running to compare it with"
-        baseline: _Session | None = None
-        if baseline_slot is not None:
-            baseline, alone = self._open_baseline(baseline_slot, candidate_slot)
         candidate = _Session(self._criteria.digest, self._criteria.version, self)
+        baseline, alone = self._prepare_baseline(baseline_slot, candidate_slot)
         self._sessions.append(candidate)
         try:
-            candidate.start(candidate_slot)
+            candidate.spawn(candidate_slot)  # both import the runtime at the same time
+            if baseline is not None and baseline_slot is not None:
+                baseline, alone = self._open_baseline(baseline, baseline_slot, candidate_slot)
+            candidate.greet()
             candidate.load(candidate_slot, self._threads)
             count = candidate.open_samples(candidate_slot) if self._criteria.canary.samples else 0
             if count != self._criteria.canary.samples:
@@ -168,7 +168,9 @@ class _Bench:
             alone="" if baseline is not None else alone,
         )
 
-    def _open_baseline(self, slot: Path, candidate_slot: Path) -> "tuple[_Session | None, str]":
+    def _prepare_baseline(self, slot: Path | None, candidate_slot: Path) -> "tuple[_Session | None, str]":
+        if slot is None:
+            return None, "nothing is running to compare it with"
         try:
             manifest = parse((slot / "manifest.json").read_bytes())
         except (OSError, ModelError) as error:
@@ -176,7 +178,14 @@ class _Bench:
         session = _Session(manifest.digest, manifest.version, self)
         self._sessions.append(session)
         try:
-            session.start(slot, candidate_slot)
+            session.spawn(slot, candidate_slot)
+        except _Ended as ended:
+            self._blame_device(ended, slot)
+        return session, ""
+
+    def _open_baseline(self, session: "_Session", slot: Path, candidate_slot: Path) -> "tuple[_Session | None, str]":
+        try:
+            session.greet()
             session.load(slot, self._threads)
             if self._criteria.canary.samples:
                 session.open_samples(candidate_slot)
@@ -184,7 +193,7 @@ class _Bench:
             session.close()
             if ended.outside:
                 self._blame_device(ended, slot)
-            return None, f"the running {manifest.version} cannot take part: {ended.problem.reason}"
+            return None, f"the running {session.version} cannot take part: {ended.problem.reason}"
         return session, ""
 
     def _try_baseline(self, session: "_Session", start: int, stop: int) -> str:
@@ -273,8 +282,8 @@ class _Session:
         self._has_labels = False
         self._peak_kb = 0
 
-    def start(self, *readable: Path) -> None:
-        """Start the worker and hear a first answer, before it has seen any model.
+    def spawn(self, *readable: Path) -> None:
+        """Start the worker's process.
 
         Args:
             readable: the slots that it may read; of everything else only the interpreter's own files.
@@ -290,9 +299,16 @@ class _Session:
                 self._child = self._bench.spawn(theirs, readable)
         except OSError as error:
             raise _Ended(Problem("canary", f"no worker could be started: {error}"), outside=True) from error
+
+    def greet(self) -> None:
+        """Hear a first answer, before it has seen any model.
+
+        Raises:
+            _Ended: `outside`, as above.
+        """
         try:
             self._ask({"do": "memory"}, _START_S, "starting")
-            self._facts["cage"] = _cage(self._child.pid)
+            self._facts["cage"] = _cage(self._running().pid)
         except _Ended as ended:
             raise _Ended(ended.problem, outside=True) from ended
 
@@ -359,13 +375,13 @@ class _Session:
     # -- asking ----------------------------------------------------------------------------------------------------
 
     def _running(self) -> Child:
-        assert self._child is not None, "start() was called"  # noqa: S101
+        assert self._child is not None, "spawn() was called"  # noqa: S101
         return self._child
 
     def _ask(self, command: Mapping[str, Any], patience: float, doing: str) -> Mapping[str, Any]:
         """Send one command and wait for its answer, watching memory, time and whether the run is still wanted."""
         child, control = self._running(), self._socket
-        assert control is not None, "start() was called"  # noqa: S101
+        assert control is not None, "spawn() was called"  # noqa: S101
         began, limit = time.monotonic(), min(patience, self._left_s)
         waited_before = _waited_s(child.pid)
         with contextlib.suppress(OSError):  # a worker that is gone or does not read shows in what follows

@@ -282,9 +282,9 @@ class Checker:
     def _prepare(self) -> list[str]:
         """Make the cache; at the first check of this process, and after trouble with the disk, also look it over."""
         with durable.device_errors("the state directory"):
-            if self._tuf.exists() and not durable.is_directory(self._tuf):
+            if not durable.is_directory(self._tuf):
                 durable.remove_tree(self._tuf)
-            durable.make_directory(self._tuf)
+                durable.make_directory(self._tuf)
             if self._swept:
                 return []
             notes = sweep(self._tuf)

@@ -71,8 +71,9 @@ class View:
         self._directory = directory
         self._door = Door(source)
         with durable.device_errors("the metadata cache"):
-            durable.make_directory(directory)
-            durable.make_directory(directory / "targets")
+            for path in (directory, directory / "targets"):
+                if not durable.is_directory(path):  # a check without news must not write, nor wait for the disk
+                    durable.make_directory(path)
         try:
             self._tuf = Workflow(directory, self._door, root_bytes, self._clock, prefix)
         except RepositoryError as error:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import stat
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,10 @@ from modelagent.sources.allowance import Allowance
 from modelagent.sources.mirrors import Mirrors
 from modelagent.steps.workflow import wrong_length
 
-_SYNC_EVERY: Final = 4 * 1024 * 1024  # bytes that a power cut may cost
+# What a power cut may cost: so many seconds of the link, or so many bytes of a fast one. Waiting for the disk more
+# often than that would only slow a fast link down.
+_SYNC_S: Final = 5.0
+_SYNC_BYTES: Final = 64 * 1024 * 1024
 # What a source says that ends the attempt for good rather than for now: asking again soon would not change it.
 FINAL_CODES: Final = frozenset({"not-found", "refused"})
 FINAL_PAUSE_S: Final = 900.0
@@ -246,6 +250,7 @@ class _Partial:
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
         self.have = 0
         self._unsynced = 0
+        self._synced = time.monotonic()
         self._origin = self._read_origin()
         self._hash_again()
 
@@ -299,7 +304,7 @@ class _Partial:
             digest.update(chunk)
         self.have += len(chunk)
         self._unsynced += len(chunk)
-        if self._unsynced >= _SYNC_EVERY:
+        if self._unsynced >= _SYNC_BYTES or time.monotonic() - self._synced >= _SYNC_S:
             self._sync()
 
     def rewind(self, have: int) -> None:
@@ -334,6 +339,7 @@ class _Partial:
         durable.point("fsync", self._path)
         os.fsync(self._fd)
         self._unsynced = 0
+        self._synced = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
