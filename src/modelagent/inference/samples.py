@@ -14,8 +14,11 @@ the model, whose peak the canary measures.
 """
 
 import contextlib
+import lzma
 import math
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
@@ -28,6 +31,12 @@ from modelagent.errors import ModelError
 
 Array = npt.NDArray[Any]
 _MAX_SAMPLES: Final = 10**7
+# What a damaged archive brings up: zipfile, zlib, lzma and numpy each have their own words for it, and RuntimeError
+# stands for an encrypted member and for a compression that nobody knows.
+_DAMAGE: Final = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+)
 
 
 class _Stream:
@@ -97,13 +106,13 @@ class Samples:
         self._truth: _Stream | None = None
         try:
             self._archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise self._bad("the file", str(error), "an .npz archive") from error
         self._streams: list[_Stream] = []
         self._inputs = inputs
         try:
             self._open(inputs)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+        except _DAMAGE as error:
             self.close()
             raise self._bad("the arrays", str(error), f"{inputs} arrays `input_<i>`") from error
         except ModelError:
@@ -147,7 +156,7 @@ class Samples:
             raise self._bad(f"sample {index}", "nothing", f"0 to {self.count - 1}")
         try:
             return [stream.read(index) for stream in self._streams[: self._inputs]]
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise self._bad(f"sample {index}", str(error), "a whole sample") from error
 
     def label(self, index: int) -> int | None:
@@ -164,7 +173,7 @@ class Samples:
             return None
         try:
             return self._truth.read(index)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise self._bad(f"sample {index}", str(error), "a whole sample") from error
 
     def close(self) -> None:
