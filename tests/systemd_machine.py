@@ -125,9 +125,9 @@ class Machine:
         """Switch it on; returns when systemd has nothing left to start."""
         self._groups = list(_groups(self.name))
         join = " ".join(f"&& echo $$ >{group}/cgroup.procs" for group in self._groups)
-        # It ends with this process, whatever becomes of that.
+        # When this process is killed nspawn is told to shut the machine down; SIGKILL would end nspawn alone.
         nspawn = (
-            "setpriv --pdeathsig KILL systemd-nspawn -q --boot --register=no --keep-unit --network-veth "
+            "setpriv --pdeathsig TERM systemd-nspawn -q --boot --register=no --keep-unit --network-veth "
             f"--machine={self.name}"
         )
         with (self.folder / "console").open("ab") as console:
