@@ -1,5 +1,5 @@
 # Front door to the scripts; each of them also works alone, from a fresh clone.
-.PHONY: help demo test test-fast test-all check format bench deb clean distclean
+.PHONY: help demo test test-fast test-all check format bench torture deb clean distclean
 .DEFAULT_GOAL := help
 python := .venv/bin/python
 
@@ -33,6 +33,11 @@ format: ## let ruff put the sources in order
 bench: ## measure; ONLY=name,... for some; writes build/bench.json
 	@script/setup dev
 	$(python) benchmarks/run.py $(if $(ONLY),--only $(ONLY))
+
+torture: ## kill, cut, fill up and fuzz at every durable point, half an hour, root; SECONDS=60 SEED=1 ONLY=stage,...
+	@script/setup dev
+	nice -n 5 $(python) tests/torture/campaign.py --record $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ONLY),--only $(ONLY))
 
 deb: ## the Debian package, in build/; DEB="--arch arm64" for other machines
 	@script/deb $(DEB)

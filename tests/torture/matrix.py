@@ -1,0 +1,127 @@
+"""Every durable point of every chapter, each with a fault, and what came of it.
+
+    matrix = Matrix(directory)                        # or with a Disk whose power can be cut
+    plans = matrix.plans("kill")                      # one for each point that an undisturbed life showed
+    outcome = matrix.run(plans[0])                    # outcome.problems is empty, or a failure
+
+A chapter begins from a copy of what an undisturbed life left before it. Threads make the order of points vary: a
+point that did not come in its run is tried again, and reported as not reached if it never does.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from torture.box import Box, Seen, Stuck, copy_tree
+from torture.checks import disk_problems, end_problems
+from torture.device import ERRORS, Plan, Point
+from torture.disks import Disk
+from torture.world import CHAPTERS, Chapter, Player, World
+
+TRIES: Final = 3
+ELSEWHERE: Final = "(elsewhere)"  # not in the state directory: a power cut or a full disk does not concern it
+
+
+@dataclass(slots=True)
+class Outcome:
+    """One plan in one chapter, lived to its end."""
+
+    chapter: str
+    plan: Plan | None
+    problems: list[str]
+    fired: bool
+    ends: list[str] = field(default_factory=list)
+    output: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.chapter}: {self.plan or 'undisturbed'}: {'; '.join(self.problems) or 'good'}"
+
+
+class Matrix:
+    """Chapters, their beginnings, and the points that were seen in them."""
+
+    def __init__(self, directory: Path, disk: Disk | None = None, prepare: Callable[[], None] | None = None) -> None:
+        self.disk = disk
+        self.world = World(directory, disk.state_dir if disk else None)
+        self.player = Player(self.world)
+        self.box = Box(self.world, self.player, prepare)
+        self._bases = directory / "bases"
+        self._bases.mkdir()
+        self.points: dict[str, Counter[Point]] = {}
+        self.histories: dict[str, bytes] = {}
+
+    def close(self) -> None:
+        """Leave nothing running."""
+        self.box.close()
+
+    def base(self, chapter: Chapter) -> Path:
+        """The state directory with which a chapter begins."""
+        return self._bases / chapter.name
+
+    def enumerate(self, lives: int = 2) -> list[Outcome]:
+        """Live all chapters undisturbed, note their beginnings and their points; outcomes with their problems."""
+        outcomes = []
+        for life in range(lives):
+            for chapter in CHAPTERS:
+                if life == 0:
+                    copy_tree(self.world.state_dir, self._bases / chapter.name)
+                    history = self.world.state_dir / "history.jsonl"
+                    self.histories[chapter.name] = history.read_bytes() if history.exists() else b""
+                outcome, seen = self._live(chapter, None, renew=life > 0)
+                outcomes.append(outcome)
+                known = self.points.setdefault(chapter.name, Counter())
+                for point, count in seen.points.items():
+                    known[point] = max(known[point], count)
+        return outcomes
+
+    def plans(self, *kinds: str, most: int = 1) -> list[tuple[Chapter, Plan]]:
+        """One plan for each point, in order; the kinds take turns. `most`: for how many of its repetitions."""
+        found = [
+            (chapter, point, nth)
+            for chapter in CHAPTERS
+            for point, count in self.points[chapter.name].items()
+            if point.place != ELSEWHERE or kinds == ("kill",)
+            for nth in range(1, min(count, most) + 1)
+        ]
+        return [
+            (chapter, Plan(point, nth, kinds[place % len(kinds)])) for place, (chapter, point, nth) in enumerate(found)
+        ]
+
+    def run(self, chapter: Chapter, plan: Plan) -> Outcome:
+        """One chapter with one fault; tried again while the point does not come."""
+        for _ in range(TRIES):
+            outcome, _seen = self._live(chapter, plan, renew=True)
+            if outcome.fired or outcome.problems:
+                break
+        return outcome
+
+    def _live(self, chapter: Chapter, plan: Plan | None, *, renew: bool) -> tuple[Outcome, Seen]:
+        if renew:
+            if self.disk is not None:
+                self.disk.renew(self._bases / chapter.name)
+            else:
+                copy_tree(self._bases / chapter.name, self.world.state_dir)
+        place = CHAPTERS.index(chapter)
+        allowed = {chapter.runs, CHAPTERS[place - 1].runs if place else ""}
+        problems: list[str] = []
+
+        def after_death(how: str) -> None:
+            if plan is not None and plan.kind.startswith("cut-") and self.disk is not None:
+                self.disk.power_returns()
+                self.player.restart()
+            problems.extend(f"after it was {how}: {problem}" for problem in disk_problems(self.world, allowed))
+
+        try:
+            seen = self.box.live(chapter, plan, after_death=after_death)
+        except Stuck as stuck:
+            seen = Seen(fired=True)
+            problems.append(str(stuck))
+        else:
+            problems += end_problems(self.world, chapter, self.histories[chapter.name])
+            expected = ["killed"] if plan is not None and plan.kind not in ERRORS and seen.fired else []
+            if plan is None or plan.kind not in ERRORS:
+                problems += [f"the process ended: {how}" for how in seen.ends if [how] != expected]
+        output = self.box.output() if problems else ""
+        return Outcome(chapter.name, plan, problems, seen.fired, seen.ends, output), seen
