@@ -1,4 +1,4 @@
-r"""Frames by HTTP POST: one request, one frame; the answer carries the result.
+"""Frames by HTTP POST: one request, one frame; the answer carries the result.
 
 This file knows as much of HTTP/1.1 as that takes. It does not know the body's forms, nor how a result is made.
 

@@ -1,4 +1,4 @@
-r"""Frames on standard input: .npy after .npy, lines of JSON, or raw numbers of a stated shape.
+"""Frames on standard input: .npy after .npy, lines of JSON, or raw numbers of a stated shape.
 
 This file knows where one frame ends and the next begins. It does not know what sends them.
 
