@@ -20,6 +20,7 @@ from modelagent.policies import WORDS, Answer, Facts, Gate, Memory, Past, Questi
 
 MAX_WAIT_S: Final = 7 * 86400.0
 RECHECK_S: Final = 60.0  # a fact that changes by itself is looked at again after this
+_PENDING: Final = 6.0
 _ACQUIRE: Final = frozenset({Question.ACQUIRE})
 _ON_LINK: Final = frozenset({Question.CHECK, Question.ACQUIRE})
 _AT_WORK: Final = frozenset({Question.CANARY, Question.ACTIVATE})
@@ -139,10 +140,13 @@ class Conditional:
         waited_key = f"{question.value}/waiting for conditions"
         changes: dict[str, Past] = {}
         gates: list[Gate] = []
+        # What something waits for is looked at more often than what nobody needs at present.
+        wanted = facts.pending is not None and question is not Question.CHECK and question in facts.pending
+        recheck_s = self.recheck_s / _PENDING if wanted else self.recheck_s
         for condition in here:
             key = f"{question.value}/{condition.name}/state"
             past = memory.get(key)
-            verdict, saw, now = _judge(condition, facts, past, self.recheck_s)
+            verdict, saw, now = _judge(condition, facts, past, recheck_s)
             changes[key] = now
             gates.append(Gate(condition.name, verdict, saw, facts.at))
         waits = any(isinstance(gate.verdict, Wait) for gate in gates)

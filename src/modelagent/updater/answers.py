@@ -88,7 +88,9 @@ class Answerer:
         if model is not None:
             rules = replace(rules, activation_s=model.probation.timeout_s, label_horizon_s=model.label_horizon)
         steady = self._watch(state, event)
-        composed = self._ask(state, event.at)
+        known = self._composed.get(state.model) if isinstance(event, Runs) else None
+        # Health comes all the time and asks no policy: the last answers do for it.
+        composed = known if known is not None else self._ask(state, event.at)
 
         def verdict(question: Question) -> Verdict:
             return _OFFLINE if self._offline else composed[question].verdict

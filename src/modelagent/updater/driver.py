@@ -114,6 +114,7 @@ class Driver:
         self.readings: dict[str, Reading] = {}
         self._replies: dict[str, list[Reply]] = {}
         self._next_look = 0.0
+        self._due: dict[str, float] = {}  # monotonic seconds of each model's next Elapsed
 
     # -- what comes in -----------------------------------------------------------------------------------------
 
@@ -145,7 +146,7 @@ class Driver:
         self._queue.put(_Item(model, make, (command, reply)))
 
     def wake(self) -> None:
-        """Make `run` look at its stop condition."""
+        """Make `run` look at its stop condition, and at everything else."""
         self._queue.put(None)
 
     # -- the loop ----------------------------------------------------------------------------------------------
@@ -165,21 +166,27 @@ class Driver:
     def run(self, stopping: Callable[[], bool], beat: Callable[[], None]) -> None:
         """Turn until `stopping()`; `beat` is called at every turn (watchdog, status)."""
         while not stopping():
-            now = self._clock.now()
-            pause = min(
-                [delay(state, self.answers[name], now) for name, state in self.states.items()]
-                + [max(0.0, self._next_look - now.mono)]
-            )
+            pause = min([self._next_look, *self._due.values()]) - self._clock.now().mono
             try:
                 item = self._queue.get(timeout=pause) if pause > 0 else self._queue.get_nowait()
             except queue.Empty:
-                item = None
+                pass
+            else:
+                if item is not None:
+                    self._take(item)
+                else:
+                    self._due = dict.fromkeys(self.states, 0.0)
+            if not stopping():
                 self._look()
-                for name in self.states:
-                    self._turn(name, Elapsed)
-            if item is not None:
-                self._take(item)
+                self._turn_due()
             beat()
+
+    def _turn_due(self) -> None:
+        """Bring an Elapsed to the models whose time it is; looking at health alone asks no policy anything."""
+        now = self._clock.now().mono
+        for name in self.states:
+            if now >= self._due.get(name, 0.0):
+                self._turn(name, Elapsed)
 
     def settle(self, limit: float) -> None:
         """For offline commands: take in what comes until no effect is under way, at most `limit` seconds."""
@@ -228,6 +235,9 @@ class Driver:
         answers = self._ask(state, event, others)
         self.answers[name] = answers
         self.states[name], orders = step(state, event, answers)
+        due = event.at.mono + delay(self.states[name], answers, event.at)
+        # Only an Elapsed puts it off: other events, which may come all the time, can but bring it nearer.
+        self._due[name] = due if isinstance(event, Elapsed) else min(due, self._due.get(name, due))
         phase = self.states[name].phase
         if phase is not state.phase and phase in _LOOK_S:  # somebody waits for what health says next
             self._next_look = min(self._next_look, event.at.mono + _LOOK_S[phase])

@@ -26,6 +26,7 @@ from modelagent.steps.acquire import Acquirer
 from modelagent.updater.way import source_at
 
 SUFFIX: Final = ".modelagent"
+_REST_S: Final = 60.0  # where there is nothing to look for
 _LOOK_S: Final = 3.0
 _DEPTH: Final = 3  # /media/USER/LABEL/bundle
 _MOST: Final = 500  # entries looked at in one directory
@@ -119,7 +120,7 @@ class Sticks:
             durable.write_atomic(self._path, document.encode())
 
     def _run(self) -> None:
-        while not self._stop.wait(_LOOK_S):
+        while not self._stop.wait(_LOOK_S if self._media is not None or self._byhand else _REST_S):
             with contextlib.suppress(OSError):
                 self.look()
 
