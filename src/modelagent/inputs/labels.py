@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from modelagent.durable import remove, rename, write_atomic
+from modelagent.durable import make_directory, remove, rename, write_atomic
 from modelagent.errors import DeviceError, UsageError
 
 SCHEMA: Final = 1
@@ -75,7 +75,8 @@ def spool(directory: Path, labels: tuple[Label, ...], *, wall_ns: int) -> Path:
         DeviceError: the spool is full or cannot be written; nothing was kept.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        for place in (directory.parent, directory):
+            make_directory(place)
         present = {path.name for path in directory.iterdir() if _NAME.fullmatch(path.name)}
         if len(present) >= MAX_FILES:
             raise DeviceError(
