@@ -10,6 +10,7 @@ fuzz. A stage that this host cannot run is named with the reason. Exit status 0 
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -86,7 +87,9 @@ class Campaign:
             plans = [(chapter, plan._replace(kind=kind)) for chapter, plan in plans for kind in kinds]
         chosen = self._sampled(plans)
         injected, survived, unreached = set(), 0, []
-        for chapter, plan in chosen:
+        for number, (chapter, plan) in enumerate(chosen, 1):
+            if number % 100 == 0:
+                print(f"{number} of {len(chosen)}", flush=True)
             outcome = matrix.run(chapter, plan)
             survived += self._judge(outcome)
             if outcome.fired:
@@ -214,6 +217,17 @@ class Campaign:
         return {"inputs": each}
 
 
+def record(stage: str, counts: Counts) -> None:
+    """Put a stage's counts with those that are kept, and the table into the page; several campaigns may run at once."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept: dict[str, Counts] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        kept[stage] = counts
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+        report.rewrite(ROOT / "docs" / "reliability.md", kept)
+
+
 def main() -> int:
     """See the head of the file."""
     parser = argparse.ArgumentParser(description="Torture the updater; see docs/reliability.md.")
@@ -239,14 +253,10 @@ def main() -> int:
             print(f"{stage} ...", flush=True)
             results[stage] = campaign.run(stage)
             print(f"{stage}: {json.dumps(results[stage])}", flush=True)
+            if options.record:
+                record(stage, results[stage])
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    if options.record:
-        kept: dict[str, Counts] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        kept.update(results)
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-        report.rewrite(ROOT / "docs" / "reliability.md", kept)
     print(report.summary(results))
     return 1 if campaign.failures else 0
 

@@ -5,8 +5,11 @@ Each question takes a Matrix that has been enumerated and returns its problems a
     QUESTIONS["a second updater"](matrix)          # [] when it was turned away and the first went on
 """
 
+import contextlib
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -56,7 +59,8 @@ def links_in_the_store(matrix: Matrix) -> list[str]:
         "commands/new.log",
     ):
         state = _begin(matrix, UPDATE)
-        outside.mkdir(exist_ok=True)
+        shutil.rmtree(outside, ignore_errors=True)
+        outside.mkdir()
         (outside / "precious").write_bytes(b"precious")
         target = state / place
         durable.discard_tree(target)
@@ -144,7 +148,8 @@ def trace(matrix: Matrix) -> Traced:
     world = matrix.world
     world.turn_to(UPDATE)
     log = world.directory / "strace"
-    environment = {**os.environ, device.VARIABLE + "_MARK": _MARK}
+    source = str(Path(durable.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, device.VARIABLE + "_MARK": _MARK}
     process = subprocess.Popen(
         ["strace", "-f", "-qq", "-s", "300", "-e", f"trace={_CHANGING},readlink", "-o", str(log), sys.executable,
          str(Path(device.__file__)), str(world.config)],
@@ -155,9 +160,9 @@ def trace(matrix: Matrix) -> Traced:
     try:
         how = matrix.box.tend(UPDATE, lambda: "" if process.poll() is None else "ended", time.monotonic() + 120)
     finally:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        for child in children:
-            os.kill(int(child), 15)
+        with contextlib.suppress(FileNotFoundError):  # it has ended by itself
+            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGTERM)
         process.wait(20)
     if how:
         return Traced(0, [f"the updater under strace {how}"])
