@@ -47,7 +47,11 @@ COMMANDS: Final[dict[str, Entry]] = {
     "watch": Entry("watch", "watch", "What happens on this device, as it happens."),
     "history": Entry("history", "history", "What happened to which version, and why."),
     "explain": Entry("explain", "explain", "Why is something happening, or not: each gate's present answer."),
-    "simulate": Entry("simulate", "simulate", "Replay days of facts: when a policy would check, download, activate."),
+    "simulate": Entry(
+        "simulate",
+        "simulate",
+        "Replay days in a second: when would this policy have checked, downloaded and activated, and the bytes.",
+    ),
     "check": Entry("check", "check", "Ask the repository now."),
     "update": Entry("check", "update", "Check, and take the offered release without waiting for its window or wave."),
     "install": Entry("bundle", "install", "Take a release from a bundle: a stick, a file, a directory."),
@@ -65,10 +69,18 @@ COMMANDS: Final[dict[str, Entry]] = {
     "doctor": Entry("doctor", "doctor", "Look at this device: clock, disk, permissions, runtime, trust, links."),
     "setup": Entry("setup", "setup", "Write a checked configuration, make the directories, run doctor."),
     "run": Entry("run", "run", "Run the agent: inference and updater, or one of them."),
-    "install-service": Entry("install", "install_service", "Install the systemd units of this environment, and start."),
-    "uninstall": Entry("install", "uninstall", "Take the units away again; data stays unless --purge."),
+    "install-service": Entry(
+        "install", "install_service", "Install the systemd units of this environment, make users and settings, start."
+    ),
+    "uninstall": Entry(
+        "install", "uninstall", "Stop the services and take their units away; data stays unless --purge."
+    ),
     "fleet": Entry("fleet", "fleet", "All devices, and commands to one, a group or all."),
-    "build": Entry("build", "build", "Compress, convert, measure and choose: from a trained network to a file."),
+    "build": Entry(
+        "build",
+        "build",
+        "Build variants of a network, measure each on the device's runtime, and choose by constraints.",
+    ),
     "repo": Entry("repo", "repo", "Publish: keys, releases, channels, withdrawal."),
 }
 

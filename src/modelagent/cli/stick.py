@@ -14,7 +14,7 @@ import click
 from modelagent.cli import EXIT_CODES, Frame
 from modelagent.cli.repo import answer, open_repository, places
 from modelagent.errors import UsageError
-from modelagent.inputs.schema import parse_duration
+from modelagent.inputs.config import parse_duration
 from modelagent.publish.bundle import SUFFIX, write
 
 

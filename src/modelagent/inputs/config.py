@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from modelagent.durable import write_atomic
 from modelagent.errors import UsageError
+from modelagent.inputs.fields import parse_duration
 from modelagent.inputs.schema import (
     ActivateConditions,
     CanaryConditions,
@@ -44,7 +45,6 @@ from modelagent.inputs.schema import (
     Shadow,
     Source,
     Tls,
-    parse_duration,
 )
 
 __all__ = [

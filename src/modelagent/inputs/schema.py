@@ -9,15 +9,9 @@ Durations are numbers of seconds or texts such as "250ms", "30s", "1h30m", "1d";
 The `description` of a field is the comment that stands beside it in config/modelagent.toml.
 """
 
-import hashlib
-import hmac
-import math
 import platform
-import re
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
-from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -29,119 +23,27 @@ from pydantic import (
 )
 
 from modelagent.core.events import ConfigWish
-from modelagent.errors import UsageError
-
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
-_DURATION: Final = "seconds as a number, or a text such as 250ms, 30s, 1h30m, 6h, 1d"
-_DAY: Final = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
-_CLOCK: Final = r"(?:[01]\d|2[0-3]):[0-5]\d"
-_WINDOW: Final = re.compile(rf"(?:(?:{_DAY}(?:-{_DAY})?)(?:,{_DAY}(?:-{_DAY})?)* )?{_CLOCK}-(?:{_CLOCK}|24:00)")
-
-
-def parse_duration(value: object) -> float:
-    """Seconds of a number or of a text such as "1h30m". Raises ValueError that says what is allowed."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
-        return float(value)
-    if isinstance(value, str) and value.strip() and not _PART.sub("", value.replace(" ", "")):
-        return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value))
-    raise ValueError(_DURATION)
-
-
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _as_path(value: object) -> object:
-    if isinstance(value, str):
-        if not value.startswith("/"):
-            raise ValueError("an absolute path, starting with /")
-        return Path(value)
-    return value
-
-
-def _as_optional_path(value: object) -> object:
-    return None if value == "" else _as_path(value)
-
-
-def _check_url(value: str) -> str:
-    parts = urlsplit(value)
-    if value and parts.scheme not in {"http", "https", "file"} and not value.startswith("/"):
-        raise ValueError("http://..., https://..., file:///... or an absolute path")
-    if parts.scheme in {"http", "https"} and not parts.hostname:
-        raise ValueError("a URL with a host name, for instance https://models.example.org/fleet")
-    if parts.username or parts.password:
-        raise ValueError("a URL without user and password (use client_cert and client_key)")
-    return value
-
-
-def _check_proxy(value: str) -> str:
-    if value and urlsplit(value).scheme not in {"http", "https"}:
-        raise ValueError("http://host:port or https://host:port, or empty for none")
-    return value
-
-
-def _check_zone(value: str) -> str:
-    if value == "UTC":
-        return value  # needs no zone files, which a slim image may lack
-    try:
-        ZoneInfo(value)
-    except (KeyError, OSError, ValueError) as error:
-        raise ValueError("the name of a time zone, for instance UTC or Europe/Madrid") from error
-    return value
-
-
-def _check_cron(value: str) -> str:
-    if value:
-        from modelagent.policies.cron import Cron  # noqa: PLC0415 - its calculator costs 3 MB that others do not pay
-
-        try:
-            Cron(value)
-        except UsageError as error:
-            raise ValueError(f"five fields: minute hour day month weekday ({error.message})") from error
-    return value
-
-
-def _check_window(value: str) -> str:
-    if not _WINDOW.fullmatch(value):
-        raise ValueError('a weekly window such as "Mon-Fri 22:00-05:00", "Sat,Sun 00:00-24:00" or "01:00-04:00"')
-    return value
-
-
-def _check_mode(value: int) -> int:
-    if value & 0o007 or not value & 0o600 == 0o600 or value > 0o770:
-        raise ValueError("0o600 or 0o660: whoever reaches this socket steers the device")
-    return value
-
-
-def _check_id(value: str) -> str:
-    if value in {"all", "group"}:
-        raise ValueError("any name but all and group, which have a meaning in MQTT topics")
-    return value
-
-
-def _default_id() -> str:
-    """A stable name for this device that does not reveal its machine-id (machine-id(5) asks for a keyed hash)."""
-    try:
-        machine = Path("/etc/machine-id").read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        machine = ""
-    if machine:
-        return hmac.new(machine.encode(), b"modelagent device id", hashlib.sha256).hexdigest()[:16]
-    return re.sub(r"[^A-Za-z0-9._-]", "-", platform.node())[:64].strip(".-_") or "device"
-
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Version = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9.+_-]{0,63})?$")]
-Duration = Annotated[float, BeforeValidator(parse_duration)]
-AbsolutePath = Annotated[Path, BeforeValidator(_as_path)]
-OptionalPath = Annotated[Path | None, BeforeValidator(_as_optional_path)]
-Url = Annotated[str, AfterValidator(_check_url)]
-Windows = Annotated[tuple[Annotated[str, AfterValidator(_check_window)], ...], BeforeValidator(_as_tuple)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
-Megabytes = Annotated[int, Field(ge=1, le=10_000_000)]
+from modelagent.inputs.fields import (
+    AbsolutePath,
+    Duration,
+    Identifier,
+    Megabytes,
+    Name,
+    OptionalPath,
+    Probability,
+    Share,
+    Url,
+    Version,
+    Windows,
+    as_tuple,
+    check_cron,
+    check_id,
+    check_mode,
+    check_proxy,
+    check_url,
+    check_zone,
+    default_id,
+)
 
 
 class Section(BaseModel):
@@ -153,10 +55,10 @@ class Section(BaseModel):
 class Device(Section):
     """[device]: who this is."""
 
-    id: Annotated[Identifier, AfterValidator(_check_id)] = Field(
-        default_factory=_default_id, description="name of this device, also in MQTT topics"
+    id: Annotated[Identifier, AfterValidator(check_id)] = Field(
+        default_factory=default_id, description="name of this device, also in MQTT topics"
     )
-    groups: Annotated[tuple[Identifier, ...], BeforeValidator(_as_tuple)] = Field(
+    groups: Annotated[tuple[Identifier, ...], BeforeValidator(as_tuple)] = Field(
         default=(), description="groups this device belongs to: commands and waves may name them"
     )
     hardware: Identifier = Field(
@@ -202,7 +104,7 @@ class Repository(Section):
     """[repository]: where releases come from. It is trusted with nothing; the root file is what is trusted."""
 
     url: Url = Field(default="", description="http(s)://..., file:///... or an absolute path; empty: none")
-    mirrors: Annotated[tuple[Url, ...], BeforeValidator(_as_tuple)] = Field(
+    mirrors: Annotated[tuple[Url, ...], BeforeValidator(as_tuple)] = Field(
         default=(), description="further addresses of the same repository, asked in this order when url fails"
     )
     root: AbsolutePath = Field(
@@ -219,7 +121,7 @@ class Repository(Section):
     ca: OptionalPath = Field(default=None, description="PEM of the accepted authorities; empty: the system's")
     client_cert: OptionalPath = Field(default=None, description="PEM client certificate for mutual TLS")
     client_key: OptionalPath = Field(default=None, description="PEM key of client_cert")
-    proxy: Annotated[str, AfterValidator(_check_proxy)] = Field(
+    proxy: Annotated[str, AfterValidator(check_proxy)] = Field(
         default="", description="http://host:port; empty: as the environment says"
     )
     media: OptionalPath = Field(
@@ -262,7 +164,7 @@ class Source(Section):
     overflow: Literal["drop-oldest", "block"] = Field(
         default="drop-oldest", description="when the queue is full: lose the oldest frame, counted, or hold the source"
     )
-    shape: Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], BeforeValidator(_as_tuple)] = Field(
+    shape: Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], BeforeValidator(as_tuple)] = Field(
         default=(), description="of raw frames (stdin, http, mqtt), for instance [480, 640, 3]"
     )
     dtype: Literal["float32", "float16", "int8", "uint8", "int16", "int32", "int64"] = Field(
@@ -310,7 +212,7 @@ class Results(Section):
 class Rule(Section):
     """[models.<name>.rules.<rule>]: what is done when results say so; docs/rules.md explains."""
 
-    labels: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], BeforeValidator(_as_tuple)] = Field(
+    labels: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], BeforeValidator(as_tuple)] = Field(
         default=(), description="classes, by name or number; empty: any"
     )
     min_score: float = Field(default=0.5, description="a frame is a hit from this score on")
@@ -322,10 +224,10 @@ class Rule(Section):
     pause: Duration = Field(default=0.0, description="least time between two actions")
     log: bool = Field(default=False, description="a line in the log")
     topic: str = Field(default="", max_length=512, pattern=r"^[^+#\x00]*$", description="a message on this topic")
-    webhook: Annotated[str, Field(pattern=r"^(https?://\S+)?$"), AfterValidator(_check_url)] = Field(
+    webhook: Annotated[str, Field(pattern=r"^(https?://\S+)?$"), AfterValidator(check_url)] = Field(
         default="", description="a POST to this URL"
     )
-    command: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+    command: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
         default=(), description="a program and its arguments, without a shell"
     )
 
@@ -348,7 +250,7 @@ class Runtime(Section):
     threads: int = Field(default=1, ge=1, le=64, description="threads of the interpreter")
     hang_s: Duration = Field(default=2.0, gt=0, le=600, description="one inference longer than this is a hang")
     load_timeout: Duration = Field(default=60.0, gt=0, le=3600, description="longest time to load and warm up")
-    cpus: Annotated[tuple[Annotated[int, Field(ge=0, le=4095)], ...], BeforeValidator(_as_tuple)] = Field(
+    cpus: Annotated[tuple[Annotated[int, Field(ge=0, le=4095)], ...], BeforeValidator(as_tuple)] = Field(
         default=(), description="processors of the worker, by number; empty: any"
     )
     nice: int = Field(default=0, ge=0, le=19, description="priority while it serves; 19 is the lowest")
@@ -428,7 +330,7 @@ class Model(Section):
     pin: Version = Field(default="", description="this version and no other; empty: none")
     hold: bool = Field(default=False, description="true: no new activation (a revert still happens)")
     updates: bool = Field(default=True, description="false: settings forbid every new activation")
-    forbid: Annotated[tuple[Version, ...], BeforeValidator(_as_tuple)] = Field(
+    forbid: Annotated[tuple[Version, ...], BeforeValidator(as_tuple)] = Field(
         default=(), description="versions that are never activated here"
     )
     safe_action: Literal["keep-and-alarm", "stop"] = Field(
@@ -484,7 +386,7 @@ class Conditions(Section):
         default=7 * 86400.0, gt=0, le=366 * 86400, description="after waiting for so long an alarm says so"
     )
     go_ahead: Annotated[
-        tuple[Literal["metered", "rate", "load", "pressure", "queue", "latency"], ...], BeforeValidator(_as_tuple)
+        tuple[Literal["metered", "rate", "load", "pressure", "queue", "latency"], ...], BeforeValidator(as_tuple)
     ] = Field(default=(), description="gates that give way after max_wait; the others protect the device")
 
 
@@ -506,7 +408,7 @@ class Policy(Section):
 
     check_interval: Duration = Field(default=6 * 3600.0, ge=0.1, le=31 * 86400, description="between two checks")
     jitter: float = Field(default=0.1, ge=0, le=0.5, description="share of the interval spread over the fleet")
-    check_cron: Annotated[str, AfterValidator(_check_cron)] = Field(
+    check_cron: Annotated[str, AfterValidator(check_cron)] = Field(
         default="", description='by the calendar instead, such as "30 2 * * mon-fri"; empty: check_interval'
     )
     feedback: bool = Field(default=True, description="drift and falling quality make checks more frequent")
@@ -516,7 +418,7 @@ class Policy(Section):
     check_ceiling: Duration = Field(
         default=0.0, ge=0, le=31 * 86400, description="calm lengthens the interval up to this; 0: not at all"
     )
-    timezone: Annotated[str, AfterValidator(_check_zone)] = Field(
+    timezone: Annotated[str, AfterValidator(check_zone)] = Field(
         default="UTC", description="zone of windows and check_cron, for instance Europe/Madrid"
     )
     download_windows: Windows = Field(default=(), description="weekly windows for downloads; empty: always")
@@ -606,7 +508,7 @@ class Control(Section):
     """[control]: who may speak to the updater on this machine."""
 
     group: str = Field(default="", max_length=32, pattern=r"^[^\s:]*$", description="group of the socket; empty: ours")
-    mode: Annotated[int, AfterValidator(_check_mode)] = Field(
+    mode: Annotated[int, AfterValidator(check_mode)] = Field(
         default=0o660, description="permission of the socket: ours alone, or with the group"
     )
 
