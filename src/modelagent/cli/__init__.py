@@ -50,7 +50,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "simulate": Entry(
         "simulate",
         "simulate",
-        "Replay days in a second: when would this policy have checked, downloaded and activated, and the bytes.",
+        "Replay days in a second: when would this policy have acted, and the bytes.",
     ),
     "check": Entry("check", "check", "Ask the repository now."),
     "update": Entry("check", "update", "Check, and take the offered release without waiting for its window or wave."),
@@ -70,16 +70,14 @@ COMMANDS: Final[dict[str, Entry]] = {
     "setup": Entry("setup", "setup", "Write a checked configuration, make the directories, run doctor."),
     "run": Entry("run", "run", "Run the agent: inference and updater, or one of them."),
     "install-service": Entry(
-        "install", "install_service", "Install the systemd units of this environment, make users and settings, start."
+        "install", "install_service", "Install the units of this environment, make users and settings, start."
     ),
-    "uninstall": Entry(
-        "install", "uninstall", "Stop the services and take their units away; data stays unless --purge."
-    ),
+    "uninstall": Entry("install", "uninstall", "Stop the services and take their units away; data stays."),
     "fleet": Entry("fleet", "fleet", "All devices, and commands to one, a group or all."),
     "build": Entry(
         "build",
         "build",
-        "Build variants of a network, measure each on the device's runtime, and choose by constraints.",
+        "Build variants of a network, measure each, and choose.",
     ),
     "repo": Entry("repo", "repo", "Publish: keys, releases, channels, withdrawal."),
 }

@@ -51,7 +51,9 @@ _NOTES: Final = "\b\nSteps, joined by +:\n" + "\n".join(
 @click.argument("source", metavar="PLAN.toml|MODEL")
 @click.pass_obj
 def build(frame: Frame, /, source: str, out: Path, **typed: Any) -> None:
-    """Build variants of a network, measure each on the device's runtime, and choose by constraints.
+    """Build variants of a network, measure each, and choose.
+
+    Measured is what the device would run, on its own runtime; constraints decide.
 
     SOURCE is a plan (.toml), or a model: .keras, .h5, a SavedModel directory, a .tflite file, or module:function. Exit
     code 3 when no variant fits.

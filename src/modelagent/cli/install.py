@@ -51,7 +51,7 @@ class Step:
 @json_option
 @click.pass_obj
 def install_service(frame: Frame, *, dry_run: bool, no_start: bool, root: Path | None) -> None:
-    """Install the systemd units of this environment, make users and settings, start.
+    """Install the units of this environment, make users and settings, start.
 
     Calling it again does nothing. A changed unit is replaced: your own changes belong in drop-ins (systemctl edit).
     """
@@ -68,7 +68,10 @@ def install_service(frame: Frame, *, dry_run: bool, no_start: bool, root: Path |
 @json_option
 @click.pass_obj
 def uninstall(frame: Frame, *, dry_run: bool, purge: bool, root: Path | None) -> None:
-    """Stop the services and take their units away; data stays unless --purge."""
+    """Stop the services and take their units away; data stays.
+
+    --purge removes the data, the settings and the users as well.
+    """
     base = root if root is not None else Path("/")
     _refuse_if_packaged(base)
     carry_out(frame, plan_removal(base, purge=purge), dry_run=dry_run, nothing="nothing is installed")

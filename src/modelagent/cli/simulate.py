@@ -42,7 +42,7 @@ from modelagent.updater.traces import MAX_BYTES, Trace, parse
 @json_option
 @click.pass_obj
 def simulate(frame: Frame, policy_file: Path, trace_file: Path, *, brief: bool) -> None:
-    """Replay days in a second: when would this policy have checked, downloaded and activated, and the bytes.
+    """Replay days in a second: when would this policy have acted, and the bytes.
 
     The updater's own policies and state machine decide; the device around them is made up. Nothing is fetched.
     """

@@ -90,7 +90,7 @@ def check_zone(value: str) -> str:
     return value
 
 
-def check_cron(value: str) -> str:
+def check_cron_line(value: str) -> str:
     """A cron line, or empty."""
     if value:
         from modelagent.policies.cron import Cron  # noqa: PLC0415 - its calculator costs 3 MB that others do not pay

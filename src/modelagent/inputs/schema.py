@@ -36,7 +36,7 @@ from modelagent.inputs.fields import (
     Version,
     Windows,
     as_tuple,
-    check_cron,
+    check_cron_line,
     check_id,
     check_mode,
     check_proxy,
@@ -408,7 +408,7 @@ class Policy(Section):
 
     check_interval: Duration = Field(default=6 * 3600.0, ge=0.1, le=31 * 86400, description="between two checks")
     jitter: float = Field(default=0.1, ge=0, le=0.5, description="share of the interval spread over the fleet")
-    check_cron: Annotated[str, AfterValidator(check_cron)] = Field(
+    check_cron: Annotated[str, AfterValidator(check_cron_line)] = Field(
         default="", description='by the calendar instead, such as "30 2 * * mon-fri"; empty: check_interval'
     )
     feedback: bool = Field(default=True, description="drift and falling quality make checks more frequent")
