@@ -34,6 +34,7 @@ class Bare:
             env=own_environment(),
             text=True,
         )
+        self.pid = self._process.pid
         self.contract = self._hear()
 
     def __enter__(self) -> Self:

@@ -61,8 +61,8 @@ def _loop_window(stand: Stand, digest: str) -> float:
     return float(last["mono"] - first["mono"]) / (_done(last, digest) - _done(first, digest))
 
 
-def mobilenet(folder: Path) -> dict[str, Measured]:
-    """`loop.mnv2_int8.ratio`."""
+def model_file(folder: Path) -> Path:
+    """MobileNetV2 in int8, built once; NotHereError where it cannot be."""
     model = folder / "mnv2_int8.tflite"
     if not model.exists():
         if importlib.util.find_spec("tensorflow") is None:
@@ -77,6 +77,12 @@ def mobilenet(folder: Path) -> dict[str, Measured]:
             check=True,
             capture_output=True,
         )
+    return model
+
+
+def mobilenet(folder: Path) -> dict[str, Measured]:
+    """`loop.mnv2_int8.ratio`."""
+    model = model_file(folder)
     frames = folder / "mnv2_frames.npz"
     random = np.random.RandomState(1)
     np.savez(frames, input_0=random.randint(-128, 128, (16, 224, 224, 3)).astype(np.int8))

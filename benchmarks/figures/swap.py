@@ -1,6 +1,6 @@
 """What a change of the model costs the line: gaps between results, and frames lost.
 
-This file knows the two figures of the swap. It moves the `current` link between two confirmed slots as the updater
+This file knows the three figures of the swap. It moves the `current` link between two confirmed slots as the updater
 does, under the real inference process with a paced source, and reads the results that process writes. Each swap is a
 whole one: a second worker is started, loaded and warmed, takes over at a frame's boundary, and the old one is ended.
 """
@@ -24,6 +24,7 @@ _WINDOWS: Final = 24  # of each kind
 _WINDOW_S: Final = 2.5  # 500 results: the p99.9 is the longest gap
 _SWAPS: Final = int(os.environ.get("BENCH_SWAPS", "1000"))
 _QUEUE: Final = 64
+_YOUNG: Final = 50  # swaps after which every list and cache has its size
 
 
 def _prepare(stand: Stand) -> tuple[str, str]:
@@ -86,12 +87,17 @@ def gap(folder: Path) -> dict[str, Measured]:
 
 
 def lost(folder: Path) -> dict[str, Measured]:
-    """`swap.frames_lost`."""
+    """`swap.frames_lost` and `swap.growth_mb`."""
     if _SWAPS < 1:
         raise NotHereError("BENCH_SWAPS is below 1; unset it for 1000 swaps")
     with Stand(folder / "swaps") as stand:
         pair = _prepare(stand)
-        seconds = [_swap(stand, pair[(index + 1) % 2]) for index in range(_SWAPS)]
+        seconds, young = [], 0.0
+        for index in range(_SWAPS):
+            seconds.append(_swap(stand, pair[(index + 1) % 2]))
+            if index == min(_YOUNG, _SWAPS - 1):
+                young = _resident_mb(stand)
+        grown = _resident_mb(stand) - young
         stand.stop_all()
         rows = stand.rows("digits")
     # Between the first and the last served frame: what the queue lost before the first worker was ready, or at the
@@ -106,7 +112,15 @@ def lost(folder: Path) -> dict[str, Measured]:
         f"missing {unserved}, recorded twice {twice}; a swap took {median(seconds):.2f} s (median), "
         f"{max(seconds):.2f} s (most)"
     )
-    return {"swap.frames_lost": Measured(unserved + twice, how)}
+    growth = f"resident memory of the inference process after {_SWAPS} swaps and after {min(_YOUNG, _SWAPS)}"
+    return {"swap.frames_lost": Measured(unserved + twice, how), "swap.growth_mb": Measured(grown, growth)}
+
+
+def _resident_mb(stand: Stand) -> float:
+    health = stand.health("digits")
+    assert health is not None  # noqa: S101 - it runs
+    pages = int(Path(f"/proc/{health['pid']}/statm").read_bytes().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
 
 def _number(row: Mapping[str, Any]) -> int:
@@ -116,5 +130,5 @@ def _number(row: Mapping[str, Any]) -> int:
 
 GROUPS: Final = (
     Group((Figure("swap.gap_ratio", "ratio", "<= 2"),), gap),
-    Group((Figure("swap.frames_lost", "frames", "<= 0"),), lost),
+    Group((Figure("swap.frames_lost", "frames", "<= 0"), Figure("swap.growth_mb", "MB", "<= 1")), lost),
 )

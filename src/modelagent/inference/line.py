@@ -42,6 +42,7 @@ from modelagent.inference.workers import Loader, Worker
 _log = logging.getLogger(__name__)
 
 _SOURCE_PAUSE = 1.0  # seconds before a broken source is tried again, doubling to a minute
+_VERSIONS = 16  # whose names are kept; the counters keep fewer
 _PATIENCE = 10.0  # seconds beyond the longest inference before a frame counts as overdue
 
 
@@ -268,6 +269,8 @@ class Line:
             return
         if running is not None:
             self._versions[running.digest] = running.version
+            while len(self._versions) > _VERSIONS:
+                del self._versions[next(iter(self._versions))]
         self._written = news
         self._sequence += 1
         document = {
