@@ -4,7 +4,6 @@ This file knows three figures. At rest means: no release is offered, policies wi
 inference; the processor's time and the voluntary context switches of all its threads are taken from /proc.
 """
 
-import os
 import time
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,6 @@ _ROOT: Final = Path(__file__).resolve().parents[2]
 _TRACES: Final = _ROOT / "examples" / "traces"
 _SETTLE_S: Final = 10.0
 _REST_S: Final = 60.0
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 def simulated(_folder: Path) -> dict[str, Measured]:
@@ -70,14 +68,14 @@ def resting(folder: Path) -> dict[str, Measured]:
 
 def _spent(pid: int) -> tuple[float, float]:
     """Seconds of processor time, and voluntary context switches, of all threads so far."""
-    # proc_pid_stat(5): the second field may hold blanks; utime and stime are the 14th and 15th.
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
-    switches = 0
+    nanoseconds = switches = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
+        # The kernel's sched-stats: time on a processor comes first. /proc/<pid>/stat counts in hundredths of a second.
+        nanoseconds += int((task / "schedstat").read_text(encoding="ascii").split()[0])
         for line in (task / "status").read_text(encoding="ascii").splitlines():
             if line.startswith("voluntary_ctxt_switches:"):
                 switches += int(line.split()[1])
-    return (int(fields[11]) + int(fields[12])) / _TICKS, float(switches)
+    return nanoseconds / 1e9, float(switches)
 
 
 GROUPS: Final = (

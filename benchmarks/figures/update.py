@@ -1,8 +1,8 @@
 """What an update costs the line while it goes on: check, download, verification, canary, load, swap, probation.
 
-This file knows the figures of the update. A real device, with its updater, serves int8 MobileNetV2; the channel is moved
-from release to release over HTTP, so that every update fetches a whole new model. Windows with an update alternate with
-quiet ones.
+This file knows the figures of the update. A real device, with its updater, serves int8 MobileNetV2; the channel is
+moved from release to release over HTTP, so that every update fetches a whole new model. Windows with an update
+alternate with quiet ones.
 """
 
 import json
@@ -44,6 +44,7 @@ class _Publisher:
         file = self._folder / f"{number}.tflite"
         file.write_bytes(self._model.read_bytes() + sha256(str(number).encode()).digest())
         document = {
+            "model": "bench",
             "version": f"1.{number}.0",
             "number": number,
             "runtime": {},
@@ -78,9 +79,10 @@ def _labels(model: Path, frames: Any) -> Any:
     return np.array(found, np.int64)
 
 
-def _run(
-    folder: Path, *, fps: float
-) -> tuple[list[dict[str, Any]], list[tuple[float, float]], list[tuple[float, float]]]:
+_Spans = list[tuple[float, float]]
+
+
+def _run(folder: Path, *, fps: float) -> tuple[list[dict[str, Any]], _Spans, _Spans]:
     """All results, and the spans (wall) of updates and of quiet."""
     model = model_file(folder)
     random = np.random.RandomState(1)
@@ -177,8 +179,8 @@ def paced(folder: Path) -> dict[str, Measured]:
 
     frames = sum(begun <= row["wall"] < ended for row in rows for begun, ended in updates)
     how = (
-        f"of {frames} frames at {_FPS:g} fps during {len(updates)} updates: later than {limit / 1e3:.0f} ms, dropped or "
-        f"faulted; {missed(quiet)} in the quiet spans between"
+        f"of {frames} frames at {_FPS:g} fps during {len(updates)} updates: later than {limit / 1e3:.0f} ms, dropped "
+        f"or faulted; {missed(quiet)} in the quiet spans between"
     )
     return {"update.missed_deadlines": Measured(missed(updates), how)}
 

@@ -40,7 +40,8 @@ def resident(folder: Path) -> dict[str, Measured]:
         health = stand.wait("bench", lambda found: found["running"])
         time.sleep(_SETTLE_S)
         worker = _resident_mb(int(health["running"]["worker_pid"]))
-    how = f"worker {worker:.1f} MB, bare runtime with its frames {alone:.1f} MB; int8, {model.stat().st_size / 1e6:.1f} MB"
+    size = model.stat().st_size / 1e6
+    how = f"worker {worker:.1f} MB, bare runtime with its frames {alone:.1f} MB; int8, {size:.1f} MB"
     return {"worker.rss_ratio": Measured(worker / alone, how)}
 
 
