@@ -163,3 +163,18 @@ def test_this_machine(tmp_path: Path) -> None:
 )
 def test_reaches_out(url: str, expected: bool) -> None:
     assert reaches_out(url) is expected
+
+
+@pytest.mark.parametrize(("told", "metered"), [(True, True), (False, False), (None, True)])
+def test_who_tells_of_the_link_goes_before_the_setting(tmp_path: Path, told: bool | None, metered: bool) -> None:
+    root = plant(tmp_path, LAPTOP)
+    device = Device(state_dir=root, metered=True, ask_metered=lambda: told, root=root)
+    assert device.gather(BASE).metered is metered
+
+
+def test_nobody_is_asked_about_a_link_that_does_not_matter(tmp_path: Path) -> None:
+    def ask() -> bool:
+        raise AssertionError("asked")
+
+    device = Device(state_dir=tmp_path, metered=False, ask_metered=ask, link_matters=False, root=tmp_path)
+    assert device.gather(BASE).metered is False
