@@ -157,7 +157,10 @@ class Box:
     # -- settings, camera, repository --------------------------------------------------------------------------------
 
     def configure(self, *, frames: int = 300) -> None:
-        """Write the settings: quick checks, a probation of so many frames, no thinning, every frame in the shadow."""
+        """Write the settings: quick checks, a probation of so many frames, no thinning, every frame in the shadow.
+
+        A drift alarm is followed by a comparison, and by going back.
+        """
         paths = "".join(f'{name} = "{path}"\n' for name, path in self.paths.items())
         self.config.write_text(
             f"""[device]
@@ -188,6 +191,9 @@ seconds = "3s"
 thin = 0
 error_p0 = 0.10
 error_p1 = 0.25
+[models.{MODEL}.drift]
+baseline = 100
+revert = true
 """,
             encoding="utf-8",
         )

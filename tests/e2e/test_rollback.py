@@ -109,6 +109,21 @@ def test_labels_that_come_after_the_confirmation_still_lead_back(box: Box) -> No
     assert box.lost() == []
 
 
+def test_drift_of_a_confirmed_version_is_told_compared_and_followed_where_the_settings_say_so(box: Box) -> None:
+    box.check()
+    digest = box.publish("1.3.0", "digits-1.3.0.tflite")
+    box.told("confirmed", "1.3.0")
+    labelled = box.health()["counters"][digest]["labels"]["right"]
+    box.until("a baseline", lambda: box.health()["counters"][digest]["labels"]["right"] > labelled + 150)
+    box.see("a")
+    assert "labelled results are wrong" in box.told("drift", "1.3.0", "retraining wanted")["text"]
+    box.told("reverted")
+    assert box.runs() == "1.1.0"
+    assert box.blocks() == {}, "it had proved itself; its input moved"
+    assert [late["version"] for late in box.status()["postponed"]] == ["1.3.0"]
+    assert box.lost() == []
+
+
 def test_an_input_that_hurts_both_never_rolls_back(box: Box) -> None:
     box.check()
     box.see("b")

@@ -208,7 +208,8 @@ def _steady(x: Scene, event: Runs) -> Phase:
         x.note("drift", text, digest=x.state.current or "", level="alarm", evidence=alarm.evidence)
         previous = revert_target(x.state, x.state.current)
         horizon = x.answers.rules.label_horizon_s
-        if alarm.compare and x.state.aftercare is None and previous is not None and horizon > 0:
+        known = x.state.aftercare  # the frames of a probation prove less about this than those of now
+        if alarm.compare and not (known and known.drifted) and previous is not None and horizon > 0:
             until = Timer.after(event.at, horizon)
             evidence = gather(replace(x.state, evidence=Evidence()), event)
             x.set(aftercare=Aftercare(x.state.current or "", previous, until, evidence, drifted=True))
