@@ -283,7 +283,8 @@ def probation_runs(x: Scene) -> Phase:
             level="warning",
             evidence=verdict.evidence,
         )
-        if x.state.aftercare is not None and x.state.aftercare.drifted:
+        open_test = x.state.aftercare
+        if open_test is not None and open_test.drifted and open_test.digest == release.digest:
             # It had proved itself; it is the input that moved away from it, and may come back.
             x.postpone(release, verdict.reason)
         else:

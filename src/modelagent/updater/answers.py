@@ -175,6 +175,7 @@ class Answerer:
     def _judge(self, state: State, event: Event) -> ProbationVerdict:
         model = self._settings.models.get(state.model)
         known = state.aftercare if state.phase is Phase.IDLE else None
+        known = known if known is not None and known.digest == state.current else None
         if not isinstance(event, Runs) or model is None or (state.phase is not Phase.PROBATION and known is None):
             return _UNDECIDED
         wanted = model.probation
@@ -193,8 +194,8 @@ class Answerer:
             beta=wanted.beta,
         )
         counts = gather(state if known is None else replace(state, evidence=known.evidence), event).total
-        if state.aftercare is not None:  # it was confirmed: its faults are restarted, and only the comparison condemns
-            counts = replace(counts, faults=0)
+        if state.aftercare is not None and state.aftercare.digest == state.current:
+            counts = replace(counts, faults=0)  # it was confirmed: faults are restarted, only the comparison condemns
         return judge_probation(counts, criteria)
 
 
