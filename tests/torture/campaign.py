@@ -97,7 +97,7 @@ class Campaign:
             else:
                 unreached.append(f"{chapter.name}: {plan}")
         for name in unreached:
-            print(f"not reached in three tries: {name}", flush=True)
+            print(f"not reached in any try: {name}", flush=True)
         return {
             "points_seen": len({(chapter.name, plan.point) for chapter, plan in plans}),
             "points_chosen": len({(chapter.name, plan.point) for chapter, plan in chosen}),

@@ -41,6 +41,7 @@ from modelagent.steps import channel
 from repository_simulator import make_canary, make_manifest
 
 SLOW_S: Final = 5.0
+BATCH: Final = 50
 Take = Callable[[bytes], None]
 
 
@@ -64,16 +65,21 @@ def run(parser: Parser, inputs: int, seed: int) -> tuple[int, str]:
         for data in seeds:
             take(data)
 
-        def one(data: bytes) -> None:
+        def one(batch: list[bytes]) -> None:
             nonlocal tried
-            tried += 1
-            begun = time.monotonic()
-            take(data)
-            assert time.monotonic() - begun < SLOW_S, "it took too long"
+            for data in batch:
+                tried += 1
+                begun = time.monotonic()
+                try:
+                    take(data)
+                except Exception as error:
+                    error.add_note(f"the input was {data[:300]!r}")
+                    raise
+                assert time.monotonic() - begun < SLOW_S, f"it took too long: {data[:300]!r}"
 
         test = hypothesis.given(_inputs(seeds, parser.words))(one)
         test = settings(
-            max_examples=inputs,
+            max_examples=-(-inputs // BATCH),
             deadline=None,
             database=None,
             phases=[Phase.generate, Phase.shrink],
@@ -142,20 +148,23 @@ def _replaced(chance: Random, document: Any) -> bytes:
     return json.dumps(document).encode("utf-8", "surrogatepass")
 
 
-def _inputs(seeds: list[bytes], words: tuple[bytes, ...]) -> st.SearchStrategy[bytes]:
-    """Hypothesis draws one number for each input (a draw for each byte would take weeks), and noise."""
+def _inputs(seeds: list[bytes], words: tuple[bytes, ...]) -> st.SearchStrategy[list[bytes]]:
+    """Hypothesis draws one number for a batch of inputs (a draw for each byte would take days), and noise."""
     documents = []
     for data in seeds:
         with contextlib.suppress(ValueError):
             documents.append(json.loads(data))
 
-    def made(number: int) -> bytes:
-        chance = Random(number)
+    def made(chance: Random) -> bytes:
         if documents and chance.randrange(2):
             return _replaced(chance, chance.choice(documents))
         return _changed(chance, chance.choice(seeds), words)
 
-    return st.integers(0, 2**64).map(made) | st.binary(max_size=300)
+    def batch(number: int) -> list[bytes]:
+        chance = Random(number)
+        return [made(chance) for _ in range(BATCH)]
+
+    return st.integers(0, 2**64).map(batch) | st.lists(st.binary(max_size=300), min_size=BATCH // 5, max_size=BATCH)
 
 
 def _plain(call: Callable[[bytes], object], *refusals: type[AgentError]) -> Callable[[], Any]:

@@ -20,7 +20,7 @@ from torture.device import ERRORS, Plan, Point
 from torture.disks import Disk
 from torture.world import CHAPTERS, Chapter, Player, World
 
-TRIES: Final = 3
+TRIES: Final = 6
 ELSEWHERE: Final = "(elsewhere)"  # not in the state directory: a power cut or a full disk does not concern it
 
 
