@@ -17,7 +17,7 @@ from modelagent.core.state import Answers, Phase, State
 from modelagent.core.verdicts import Allow
 from modelagent.errors import AgentError, Remedy
 from modelagent.manifest import parse
-from modelagent.steps.acquire import Acquirer
+from modelagent.steps.acquire import Acquirer, Wish
 from modelagent.steps.clock import BUILT, FloorClock, kernel_synchronised
 from repository_simulator import START, Clock, RepositorySimulator
 
@@ -351,3 +351,17 @@ def test_a_signed_time_after_its_own_end_is_no_time(tmp_path: Path, monkeypatch:
     for text in ("2099-01-01T00:00:00Z", "yesterday", "2026-11-01T12:00:00", ""):
         make(text)
         assert issued(signed) == 0.0
+
+
+def test_what_is_said_of_an_expired_repository_does_not_change_with_every_try(device: Device) -> None:
+    """Else history would get a line at each one."""
+    device.simulator.release("1.0.0")
+    device.takes("1.0.0")
+    device.wall = (START + timedelta(days=60)).timestamp()
+    device.simulator.sign_with("channels", "operations", lambda _: None)
+    said = set()
+    for _ in range(3):
+        device.wall += 60
+        for answer in device.acquirer.check_many([Wish("digits", "stable")]):
+            said.add(answer.message if isinstance(answer, AgentError) else "")
+    assert len(said) == 1

@@ -76,8 +76,11 @@ def suspected(judged: Judged, issued: float, ended: float, server: float | None)
 
 
 def show(moment: float) -> str:
-    """Unix seconds as people write them; anything a clock may say."""
+    """The day, for people; anything a clock may say.
+
+    The day alone: what is said must not change with every try, or history fills with the same line.
+    """
     try:
-        return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d")
     except (OverflowError, ValueError, OSError):
         return f"{moment:.0f} s after 1970"

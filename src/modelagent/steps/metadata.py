@@ -36,7 +36,7 @@ from tuf.api.metadata import Metadata, TargetFile
 from tuf.api.serialization import DeserializationError
 
 from modelagent import durable
-from modelagent.core.clock import suspected
+from modelagent.core.clock import show, suspected
 from modelagent.errors import AgentError, SourceError, TrustError, UsageError
 from modelagent.sources import Source, captive, looks_like_page
 from modelagent.steps.workflow import Clock, Door, Fixed, Workflow, issued, moment_of, parsed, read_all
@@ -242,21 +242,20 @@ class View:
             # The role that failed was not taken on; what it says of itself is enough for a message.
             ended = [signed for signed in [parsed(self._door.last[1])] if signed is not None]
         if not ended:
-            return TrustError(
-                f"{where}: expired: a signature ended before {self.now.isoformat()}", code="freeze-attack"
-            )
+            return TrustError(f"{where}: expired: a signature ended before {show(judged.now)}", code="freeze-attack")
         first = ended[0]
         what = f"the {first.type} signature ended {first.expires.isoformat()}"
         hint = getattr(self.source, "server_time", None)
         if why := suspected(judged, issued(first), first.expires.timestamp(), hint):
             return TrustError(
-                f"{where}: {what}, expired by this device's clock, {self.now.isoformat()}, but {why}: the clock is "
+                f"{where}: {what}, expired by this device's clock ({show(judged.now)}), but {why}: the clock is "
                 "suspected, not the repository; set it right (or set clock.trust). What runs goes on",
                 code="wrong-clock",
             )
         return TrustError(
-            f"{where}: expired: {what}, judged at {self.now.isoformat()} ({judged.reason}; the clock may still be wrong): "
-            "either old metadata is served, or nobody signs any more (`modelagent repo refresh`). What runs goes on",
+            f"{where}: expired: {what}, judged at {show(judged.now)} ({judged.reason}; the clock "
+            "may still be wrong): either old metadata is served, or nobody signs any more (`modelagent repo refresh`). "
+            "What runs goes on",
             code="freeze-attack",
         )
 
