@@ -78,7 +78,9 @@ class Campaign:
 
     def _sampled(self, plans: list[tuple[Chapter, Plan]]) -> list[tuple[Chapter, Plan]]:
         if self.options.sample:
-            plans = random.Random(self.options.seed).sample(plans, min(self.options.sample, len(plans)))
+            plans = random.Random(self.options.seed).sample(
+                sorted(plans, key=str), min(self.options.sample, len(plans))
+            )
         return plans
 
     def _points(self, matrix: Matrix, *kinds: str) -> Counts:
@@ -177,7 +179,7 @@ class Campaign:
             print(f"random: no power is cut: {missing}")
         cycles = survived = 0
         with self._matrix(disk) as matrix:
-            plans = matrix.plans("kill", most=100)
+            plans = sorted(matrix.plans("kill", most=100), key=str)  # threads see points in no fixed order
             end = time.monotonic() + self.options.seconds
             while time.monotonic() < end:
                 chapter, plan = chance.choice(plans)
