@@ -171,6 +171,7 @@ url = "{self.repo}"
 root = "{self.root / "keys" / "root.json"}"
 [policy]
 check_interval = "300ms"
+feedback = false
 [limits]
 back_off = "500ms"
 disk_reserve_mb = 1
