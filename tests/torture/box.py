@@ -28,9 +28,7 @@ from modelagent.steps.journal import Journal
 from torture.device import Plan, Point, serve
 from torture.world import MODEL, Chapter, Player, World
 
-# To the chapter's end; a quiet machine takes less than one second. What the disk refused last is written again with
-# the next evidence, half a minute later.
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 30.0  # to the chapter's end; a quiet machine takes less than one
 BEAT_S: Final = 0.01
 AGAIN_S: Final = 2.0  # after which whoever gave a command without success gives it again
 MOST_ENDS: Final = 20  # of processes in one chapter; more would be a circle

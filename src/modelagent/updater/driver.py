@@ -113,6 +113,7 @@ class Driver:
         self.answers: dict[str, Answers] = {}
         self.readings: dict[str, Reading] = {}
         self._replies: dict[str, list[Reply]] = {}
+        self._unkept: set[str] = set()  # models whose newest state the disk has refused
         self._next_look = 0.0
         self._due: dict[str, float] = {}  # monotonic seconds of each model's next Elapsed
 
@@ -219,6 +220,10 @@ class Driver:
                 self._turn(name, make)
             gap = min(gap, _LOOK_S.get(self.states[name].phase, _LOOK_OTHERWISE_S))
         self._next_look = now.mono + gap
+        for name in tuple(self._unkept):  # nothing may happen for hours that would write it
+            with contextlib.suppress(AgentError):
+                self._ports[name].journal.write(self.states[name], ())
+                self._unkept.discard(name)
 
     def _turn(self, name: str, make: EventFactory) -> None:
         """One event, and as many looks as the machine asks for."""
@@ -252,8 +257,10 @@ class Driver:
                 case effects.Persist():
                     try:
                         self._ports[name].journal.write(order.state, order.notes)
+                        self._unkept.discard(name)
                     except AgentError as error:
                         unkept = error
+                        self._unkept.add(name)
                         _log.error("%s: state cannot be kept: %s", name, error.message)
                 case effects.Tell():
                     self._sinks.send(name, self._clock.now(), order.notes)
