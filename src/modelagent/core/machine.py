@@ -257,6 +257,8 @@ def delay(state: State, answers: Answers, at: Instant, longest: float = LOOK_AT_
             waits.append(watch.timer.left(at))
         else:
             verdicts.append(answers.may_check)
+            if isinstance(answers.may_check, Allow):  # only an Elapsed begins a check
+                waits.append(0.0)
     match state.phase:
         case Phase.IDLE:
             choice = desired.choose(state, at)
