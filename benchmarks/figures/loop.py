@@ -105,6 +105,6 @@ def digits(folder: Path) -> dict[str, Measured]:
 
 
 GROUPS: Final = (
-    Group((Figure("loop.mnv2_int8.ratio", "ratio", ">= 0.97"),), mobilenet),
-    Group((Figure("loop.digits.added_us", "us", "<= 50"),), digits),
+    Group((Figure("loop.mnv2_int8.ratio", "ratio", ">= 0.98"),), mobilenet),
+    Group((Figure("loop.digits.added_us", "us", "<= 35"),), digits),
 )
