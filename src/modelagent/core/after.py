@@ -40,9 +40,13 @@ def activating_started(x: Scene) -> Phase:
     """`current` decides: either the switch has happened, or it has not."""
     event = x.event
     assert isinstance(event, Started)  # noqa: S101
+    untold = x.state.doing is not None and x.state.doing.kind == "activate"
     x.adopt(event.disk)
     x.set(doing=None, heard=None)
     if x.state.current == x.candidate.release.digest:
+        if untold:  # the power went between the switch and its line of history
+            release = x.candidate.release
+            x.note("activated", f"{release.version}: `current` names it", release=release)
         if why := x.must_leave():
             return x.leave(why, unconfirm=False)
         x.repair()
