@@ -129,3 +129,28 @@ def test_an_input_of_any_length(serve: Any) -> None:
     for length in (1, 5, 3, 1000):
         [found] = run(np.arange(length, dtype=np.float32)[np.newaxis])
         assert found.tolist() == [[2.0 * k for k in range(length)]]
+
+
+def test_a_delegate_is_used_only_where_the_release_asks_for_it(tmp_path: Path) -> None:
+    """No delegate's library is at hand: what is tested is who is asked for one, and how its absence is told."""
+    from modelagent.errors import DeviceError  # noqa: PLC0415 - this test alone
+    from modelagent.inference import interpreter  # noqa: PLC0415 - the same
+
+    slot = stage(
+        tmp_path, tiny_models.linear(np.eye(3)), {"inputs": [tensor("x", [1, 3])], "outputs": [tensor("y", [1, 3])]}
+    )
+    options = ModelOptions("tiny", tmp_path, tmp_path, tmp_path, tmp_path / "health.json", delegate="/absent/npu.so")
+    loader = Loader()
+    done: list[Load] = []
+    loader.request(slot, options, purpose=SERVE, done=done.append)
+    now = 0.0
+    while not done:
+        now += 0.001
+        loader.step(now)
+    worker = done[0].worker
+    assert worker is not None, done[0].reason
+    assert worker.facts["delegate"] == "cpu"
+    worker.end()
+    with pytest.raises(DeviceError, match=r"runtime\.delegate") as caught:
+        interpreter.load(slot.path / "model.tflite", delegate="/absent/npu.so")
+    assert caught.value.code == "delegate"

@@ -107,7 +107,11 @@ class Worker:
         _check_runtime(manifest, interpreter.runtime_version())
         verify(slot, manifest.model_file)
         begun = time.perf_counter()
-        model = interpreter.load(slot / manifest.model_file.name, threads=int(command.get("threads", 1)))
+        # A library is used only by a release that asks for another delegate than the processor.
+        library = str(command.get("delegate", "")) if manifest.delegate != interpreter.DELEGATE else ""
+        model = interpreter.load(
+            slot / manifest.model_file.name, threads=int(command.get("threads", 1)), delegate=library
+        )
         load_ms = (time.perf_counter() - begun) * 1e3
         found = interpreter.mismatch(manifest.inputs, model.inputs, "input")
         found = found or interpreter.mismatch(manifest.outputs, model.outputs, "output")
@@ -124,7 +128,7 @@ class Worker:
             "warmup_ms": (time.perf_counter() - begun) * 1e3,
             "rss_kb": _resident()[0],
             "runtime": interpreter.runtime_version(),
-            "delegate": interpreter.DELEGATE,
+            "delegate": manifest.delegate if library else interpreter.DELEGATE,
         }
 
     # -- frames --------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ tensorflow. It does not know slots, frames, samples or who asks. It belongs in a
 """
 
 import contextlib
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
@@ -143,22 +144,33 @@ class Model:
         self._interpreter = None
 
 
-def load(path: Path, *, threads: int = 1, backend: str | None = None) -> Model:
+def load(path: Path, *, threads: int = 1, backend: str | None = None, delegate: str = "") -> Model:
     """Load a model by path (mapped, not read) and allocate its tensors.
 
     Args:
         path: a file that nobody truncates in place: it stays mapped, and truncating it is SIGBUS.
         threads: processor threads of one inference.
         backend: `ai-edge-litert` or `tensorflow`; None: the first that is installed.
+        delegate: path of an external delegate's library; empty: the processor (XNNPACK).
 
     Raises:
         ModelError: `load`, with the runtime's own words, or `memory` when it could not allocate.
-        DeviceError: `no-runtime`.
+        DeviceError: `no-runtime`, or `delegate` when the library cannot be used.
     """
     _, module, name = _backend(backend)
-    interpreter_class = getattr(import_module(module), name)
+    runtime = import_module(module)
+    interpreter_class = getattr(runtime, name)
+    delegates = None
+    if delegate:
+        try:
+            ctypes.CDLL(delegate)  # first: the runtime's own object trips over itself when it cannot be opened
+            delegates = [runtime.load_delegate(delegate)]
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DeviceError(
+                f"delegate {delegate}: {error}; install it or correct runtime.delegate", code="delegate"
+            ) from error
     try:
-        interpreter = interpreter_class(model_path=str(path), num_threads=threads)
+        interpreter = interpreter_class(model_path=str(path), num_threads=threads, experimental_delegates=delegates)
         interpreter.allocate_tensors()
         return Model(interpreter)
     except (RuntimeError, ValueError, TypeError) as error:

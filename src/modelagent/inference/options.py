@@ -45,6 +45,7 @@ class ModelOptions:
     worker_argv: tuple[str, ...] = WORKER
     cpus: tuple[int, ...] = ()  # processors of the worker; empty: any
     nice: int = 0  # its priority while it serves
+    delegate: str = ""  # path of a delegate's library, for releases that ask for one
     memory_reserve_kb: int = 32 * 1024  # memory that a swap with both workers must leave
     max_age_s: float = 0.0  # of results in the database; 0: any
     device: str = "device"
@@ -134,6 +135,7 @@ class LoopOptions:
                 thin_s=model.probation.thin,
                 cpus=model.runtime.cpus,
                 nice=model.runtime.nice,
+                delegate=str(model.runtime.delegate or ""),
                 memory_reserve_kb=model.runtime.memory_reserve_mb << 10,
                 max_age_s=model.results.max_days * 86400.0,
                 device=settings.device.id,

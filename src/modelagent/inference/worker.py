@@ -11,7 +11,7 @@ nothing else, so the loop and the canary both run models only through it.
 Commands are single JSON packets on the inherited `ctl` socket (AF_UNIX, SOCK_SEQPACKET), each answered by one packet
 with "ok"; a refusal has "code" and "reason":
 
-    load {slot, threads}    check the hash, load, check the contract, warm up -> tensors, times, memory, runtime
+    load {slot, threads, delegate?}    check hash, load, check the contract, warm up -> tensors, times, memory, runtime
     serve {}                answer frames in the mailbox; every thread at normal priority where that is allowed
     samples {slot?}         open the signed samples (of another slot, to compare on the same ones) -> count, has_labels
     run {index} | {start, stop}    infer one sample, or at most 200 -> latency, finite, prediction, label, confidence

@@ -258,7 +258,14 @@ class Loader:
             return
         self._load, self._worker = load, worker
         self._deadline = now + max(load.options.load_timeout, load.slot.manifest.limits.load_s)
-        worker.say({"do": "load", "slot": str(load.slot.path), "threads": load.options.threads})
+        worker.say(
+            {
+                "do": "load",
+                "slot": str(load.slot.path),
+                "threads": load.options.threads,
+                "delegate": load.options.delegate,
+            }
+        )
 
     def _advance(self, now: float) -> None:
         load, worker = self._load, self._worker

@@ -254,6 +254,9 @@ class Runtime(Section):
         default=(), description="processors of the worker, by number; empty: any"
     )
     nice: int = Field(default=0, ge=0, le=19, description="priority while it serves; 19 is the lowest")
+    delegate: OptionalPath = Field(
+        default=None, description="library of an external delegate, for releases that ask for one; empty: the processor"
+    )
     memory_reserve_mb: int = Field(
         default=32,
         ge=0,
