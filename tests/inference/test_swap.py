@@ -3,6 +3,7 @@
 import json
 import time
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,14 @@ def test_the_newest_link_wins_while_another_loads(tmp_path: Path) -> None:
         rig.start(fps=100.0)
         rig.wait(lambda: rig.running() == a)
         rig.link("current", b)
-        rig.wait(lambda: (rig.health()["loading"] or {}).get("digest") == b)
+        rig.wait(lambda: (rig.health()["loading"] or {}).get("digest") == b or rig.running() == b)
         link = rig.link("current", c)
         rig.wait(lambda: rig.running() == c)
         assert link is not None
         assert rig.health()["link"] == {"inode": link.inode, "mtime_ns": link.mtime_ns}
         rig.stop()
-        assert {row["digest"] for row in rig.rows() if row["outcome"] == "ok"} == {a, c}
+        served = [digest for digest, _ in groupby(row["digest"] for row in rig.rows() if row["outcome"] == "ok")]
+        assert served in ([a, c], [a, b, c])  # on a busy machine b may have been ready before the link moved on
 
 
 def test_the_same_slot_under_a_new_link_needs_no_new_worker(tmp_path: Path) -> None:
