@@ -55,6 +55,7 @@ def test_the_newest_link_wins_while_another_loads(tmp_path: Path) -> None:
         rig.wait(lambda: rig.running() == c)
         assert link is not None
         assert rig.health()["link"] == {"inode": link.inode, "mtime_ns": link.mtime_ns}
+        rig.wait(lambda: rig.health()["counters"].get(c, {}).get("done"))
         rig.stop()
         served = [digest for digest, _ in groupby(row["digest"] for row in rig.rows() if row["outcome"] == "ok")]
         assert served in ([a, c], [a, b, c])  # on a busy machine b may have been ready before the link moved on
