@@ -13,6 +13,9 @@ from modelagent.errors import ModelError
 from modelagent.manifest import Manifest
 
 DELEGATES: Final = ("cpu",)
+# What inference can do before and after the model; a test holds these against inference itself.
+PREPROCESS: Final = ("none", "scale", "image", "each")
+POSTPROCESS: Final = ("classification", "detection", "regression", "anomaly", "raw")
 _NUMBER: Final = re.compile(r"\d+")
 
 
@@ -25,7 +28,7 @@ def check_suitable(found: Manifest, hardware: str, runtime_version: str) -> None
         runtime_version: of the installed runtime, for instance `2.3.0`.
 
     Raises:
-        ModelError: `wrong-hardware`, `wrong-delegate`, `runtime-too-old` or `runtime-too-new`.
+        ModelError: `wrong-hardware`, `wrong-delegate`, `contract`, `runtime-too-old` or `runtime-too-new`.
     """
     what = f"{found.model} {found.version}"
     if found.delegate not in DELEGATES:
@@ -33,6 +36,16 @@ def check_suitable(found: Manifest, hardware: str, runtime_version: str) -> None
             f"{what}: needs the delegate {found.delegate}, found {', '.join(DELEGATES)}; publish it for one of those",
             code="wrong-delegate",
         )
+    for key, spec, known in (
+        ("preprocess", found.preprocess, PREPROCESS),
+        ("postprocess", found.postprocess, POSTPROCESS),
+    ):
+        kind = spec.get("kind")
+        if kind is not None and kind not in known:
+            raise ModelError(
+                f"{what}: {key}.kind is {str(kind)[:80]!r}, known are {', '.join(known)}; update the agent first",
+                code="contract",
+            )
     if found.hardware and hardware not in found.hardware:
         raise ModelError(
             f"{what}: made for {', '.join(found.hardware)}, this device is {hardware or 'of no stated hardware'}; "
