@@ -207,8 +207,8 @@ class Rig:
         return (self.health().get("running") or {}).get("digest")
 
     def worker(self) -> int:
-        """Pid of the serving worker."""
-        return int(self.health()["running"]["worker_pid"])
+        """Pid of the serving worker; 0 while none serves."""
+        return int((self.health()["running"] or {"worker_pid": 0})["worker_pid"])
 
     def counts(self, digest: str) -> dict[str, Any]:
         """Counters of one version."""
