@@ -52,11 +52,13 @@ from modelagent.errors import Remedy
 from modelagent.manifest import Release
 
 FPS = 10
+PEAK_KB = 70_000  # what every canary measures here
 ENOUGH = 40  # frames after which the simulated judge decides
 WORLD = (
     effects.Acquire,
     effects.Stage,
     effects.RunCanary,
+    effects.KeepPeak,
     effects.Activate,
     effects.Revert,
     effects.Confirm,
@@ -99,6 +101,7 @@ class Slot:
     release: Release
     confirmed: bool = False
     rotten: bool = False
+    peak_kb: int = 0
 
 
 @dataclass(slots=True)
@@ -568,6 +571,10 @@ class Device:
                 return self._stage(store, order)
             case effects.RunCanary():
                 return self._canary(store, order)
+            case effects.KeepPeak():
+                if self.full or order.release.digest not in store.slots:
+                    return self._failure(order, Remedy.WAIT, "no space for a number")
+                store.slots[order.release.digest].peak_kb = order.peak_kb
             case effects.Activate():
                 return self._activate(model, store, order)
             case effects.Revert():
@@ -628,7 +635,9 @@ class Device:
         outcomes = self._conduct(order.release.digest).canary
         outcome = outcomes[min(self.canaries[order.release.digest], len(outcomes) - 1)]
         self.canaries[order.release.digest] += 1
-        verdict = CanaryVerdict(outcome, f"scripted {outcome.value}", hard=False, retry_at=self.wall + 20)
+        verdict = CanaryVerdict(
+            outcome, f"scripted {outcome.value}", hard=False, retry_at=self.wall + 20, peak_kb=PEAK_KB
+        )
         return Finished(self.now, self.draw, order.id, verdict=verdict)
 
     def _activate(self, model: str, store: Store, order: effects.Activate) -> Event:

@@ -72,6 +72,7 @@ def test_an_equal_release_passes_and_the_numbers_say_why(tmp_path: Path, running
     assert new["runtime"].startswith("ai-edge-litert ")
     assert new["delegate"] == "cpu"
     assert 10_000 < new["peak_kb"] < 400_000
+    assert verdict.peak_kb == new["peak_kb"], "what the updater writes into the slot is what was measured"
     gates = verdict.evidence["gates"]
     assert isinstance(gates, list)
     assert [gate["gate"] for gate in gates][:4] == ["loads", "finite", "floor", "not-worse"]

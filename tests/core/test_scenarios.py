@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from device_simulator import Conduct, Device, release
+from device_simulator import PEAK_KB, Conduct, Device, release
 from modelagent.core.events import ConfigWish, Verb
 from modelagent.core.state import Phase
 from modelagent.core.verdicts import Outcome
@@ -206,6 +206,19 @@ def test_the_story_undisturbed(story: Scenario) -> None:
     assert end["current"] == story.runs
     assert tuple(end["blocks"]) == story.blocks  # type: ignore[arg-type]
     assert end["believed"] == (end["current"], end["fallback"])
+
+
+def test_what_a_passed_canary_measured_is_kept_before_the_switch() -> None:
+    device = prepare(STORIES[0])
+    device.publish("m", release("m", 2), Conduct(canary=(Outcome.FAIL,)))
+    device.settle()
+    assert device.stores["m"].slots[release("m", 2).digest].peak_kb == 0, "a candidate that failed is not loaded again"
+    ordered: list[str] = []
+    device.after_step = lambda _m, _s, _e, _n, orders: ordered.extend(type(order).__name__ for order in orders)
+    device.publish("m", release("m", 3), GOOD)
+    device.settle()
+    assert device.stores["m"].slots[release("m", 3).digest].peak_kb == PEAK_KB
+    assert ordered.index("KeepPeak") < ordered.index("Activate")
 
 
 @pytest.mark.parametrize("power", [False, True], ids=["updater", "mains"])

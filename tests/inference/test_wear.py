@@ -90,8 +90,14 @@ def test_what_a_worker_will_take_is_measured_or_estimated_and_never_more_than_pr
     assert expected_kb(big, present) == 200 * 1024
     (slot.path / "measured.json").write_text('{"schema": 1, "peak_kb": 77000}')
     assert expected_kb(slot, present) == 77_000
-    (slot.path / "measured.json").write_text('{"peak_kb": "much"}')
-    assert expected_kb(slot, present) == 60_000
+    for broken in (
+        '{"schema": 1, "peak_kb": "much"}',
+        '{"schema": 2, "peak_kb": 7}',
+        '{"schema": 1, "peak',
+        "[" * 9999,
+    ):
+        (slot.path / "measured.json").write_text(broken)
+        assert expected_kb(slot, present) == 60_000, broken[:40]
 
 
 def test_without_anybody_saying_what_is_there_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 import hashlib
+import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -246,6 +248,24 @@ def test_a_missing_shadow_does_not_stop_an_activation(depot: Depot) -> None:
     depot.store.stage(two, depot.incoming, one)
     depot.store.activate(two, one, "d" * 64)
     assert depot.check().current == two
+
+
+def test_what_the_canary_measured_stays_with_the_slot_and_decides_nothing(depot: Depot) -> None:
+    one = depot.install("1.0.0")
+    two = depot.install("1.1.0", fallback=one)
+    depot.store.keep_peak(two, 77_000)
+    measured = depot.store.path(two) / "measured.json"
+    assert json.loads(measured.read_bytes()) == {"schema": 1, "peak_kb": 77_000}
+    assert stat.S_IMODE(measured.stat().st_mode) == 0o640, "the inference user reads it through the group"
+    depot.acquire(two)
+    depot.store.stage(two, depot.incoming, one)  # hashed again: what is the device's own is left alone
+    assert measured.is_file()
+    measured.write_bytes(b"no number at all")
+    assert depot.check().current == two, "a slot is whole with it, without it and with a broken one"
+    assert depot.store.vacuum({one, two}, (), 0.0, 0, 1e12) == []
+    with pytest.raises(DeviceError) as caught:
+        depot.store.keep_peak("e" * 64, 1)
+    assert caught.value.code == "missing-slot"
 
 
 def test_revert_unconfirms_and_moves_the_fallback_on(depot: Depot) -> None:

@@ -320,6 +320,8 @@ def canary_finished(x: Scene) -> Phase:
     match verdict.outcome:
         case Outcome.PASS:
             x.set(candidate=replace(x.candidate, reached=Reached.PASSED), standby=None, attempts=_got_past(x))
+            if verdict.peak_kb > 0:
+                x.effects.append(effects.KeepPeak(x.state.model, 0, release, verdict.peak_kb))
             x.look_again()
             return Phase.STAGED
         case Outcome.FAIL:

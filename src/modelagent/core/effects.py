@@ -62,6 +62,14 @@ class RunCanary(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class KeepPeak(Effect):
+    """Write into the slot how much memory its canary took, KiB. Nobody waits: without it inference estimates."""
+
+    release: Release
+    peak_kb: int
+
+
+@dataclass(frozen=True, slots=True)
 class Activate(Effect):
     """Switch: `fallback` first, then `shadow`, then `current`. Answer Finished(link)."""
 

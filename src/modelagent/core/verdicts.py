@@ -67,7 +67,8 @@ class CanaryVerdict:
     """The canary's answer.
 
     `hard` marks crash, hang and NaN, which block the model file and not only the release. `evidence` is plain
-    JSON-like data: every number that led here. `retry_at` (Unix seconds) belongs to AGAIN.
+    JSON-like data: every number that led here. `retry_at` (Unix seconds) belongs to AGAIN. `peak_kb` is the most memory
+    that the candidate's worker had, KiB; 0 where nobody measured.
     """
 
     outcome: Outcome
@@ -75,6 +76,7 @@ class CanaryVerdict:
     hard: bool = False
     retry_at: float = 0.0
     evidence: Mapping[str, object] = field(default_factory=dict)
+    peak_kb: int = 0
 
 
 class Standing(Enum):

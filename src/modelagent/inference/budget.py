@@ -6,8 +6,9 @@ does not know what happens when they do not fit.
     available_kb()                        # 512_000; None where nobody says
     expected_kb(slot, present)            # of a worker for this slot, beside a present one or None
 
-What a slot's canary measured (`measured.json`, written with the slot) is believed first; else a worker is taken for as
-large as the present one plus three times what its model file is larger, and never for more than the release promises.
+What a slot's canary measured (`measured.json`, which the updater writes) is believed first; else a worker is taken for
+as large as the present one plus three times what its model file is larger, and never for more than the release
+promises.
 """
 
 import json
@@ -49,11 +50,12 @@ def expected_kb(slot: Slot, present: Worker | None) -> int:
     """What a worker of this slot will take, KiB."""
     promised = int(slot.manifest.limits.memory_mb * 1024)
     try:
-        measured = json.loads((slot.path / "measured.json").read_bytes())["peak_kb"]
-        if isinstance(measured, int) and measured > 0:
+        document = json.loads((slot.path / "measured.json").read_bytes())
+        measured = document["peak_kb"] if document["schema"] == 1 else None
+        if isinstance(measured, int) and not isinstance(measured, bool) and measured > 0:
             return measured
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass  # missing or broken: estimated
     length = slot.manifest.model_file.length
     if present is None:
         return min(promised, _RUNTIME_KB + _FACTOR * length // 1024)

@@ -161,6 +161,7 @@ def judge_canary(evidence: CanaryEvidence, criteria: Canary, limits: Limits) -> 
         reason=reason,
         hard=deciding is not None and deciding.hard and outcome is Outcome.FAIL,
         retry_at=evidence.at + FIRST_WAIT * 2 ** (evidence.run - 1) if outcome is Outcome.AGAIN else 0.0,
+        peak_kb=evidence.candidate.peak_kb,
         evidence={
             "gate": deciding.name if deciding is not None else "",
             "run": evidence.run,

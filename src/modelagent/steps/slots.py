@@ -16,6 +16,7 @@ full disk must never keep a device from going back.
 
 import contextlib
 import errno
+import json
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -43,6 +44,7 @@ from modelagent.steps.content import (
 
 _TARGET: Final = re.compile(r"slots/([0-9a-f]{64})")
 _CONFIRMED: Final = "confirmed"
+_MEASURED: Final = "measured.json"
 _FILE_MODE: Final = 0o640  # the inference user reads through the group
 
 
@@ -172,7 +174,7 @@ class SlotStore:
                 f"{source}: the manifest is of model {manifest.model}, not of {self.model}; it is not used",
                 code="mix-and-match",
             )
-        names = {MANIFEST, _CONFIRMED}
+        names = {MANIFEST, _CONFIRMED, _MEASURED}
         for ref in manifest.files:
             self._take(work, Wanted.of(ref), incoming, shared)
             names.add(ref.name)
@@ -296,6 +298,16 @@ class SlotStore:
                 durable.write_atomic(mark, b"", mode=_FILE_MODE)
             durable.remove(self.root / "shadow")
             self._ready_revert()
+
+    def keep_peak(self, digest: str, peak_kb: int) -> None:
+        """Write `measured.json` into the slot: the most memory that its canary's worker had, KiB.
+
+        Inference believes it before its own estimate. It is advice: no hash covers it, and the slot is whole without.
+        """
+        with self._doing(f"keep what the canary of {digest[:12]} measured"):
+            self.manifest(digest)
+            data = json.dumps({"schema": 1, "peak_kb": peak_kb}).encode()
+            durable.write_atomic(self.path(digest) / _MEASURED, data, mode=_FILE_MODE)
 
     def set_fallback(self, target: str | None) -> None:
         """Make `fallback` name the slot, or remove it."""

@@ -309,6 +309,8 @@ class Driver:
                 self._store(
                     name, order, lambda: store.stage(order.release.digest, self._incoming, order.fallback, shared)
                 )
+            case effects.KeepPeak():
+                self._store(name, order, lambda: store.keep_peak(order.release.digest, order.peak_kb))
             case effects.Activate():
                 self._store(name, order, lambda: store.activate(order.release.digest, order.fallback, order.shadow))
             case effects.Revert():
