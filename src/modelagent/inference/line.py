@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 
 _SOURCE_PAUSE = 1.0  # seconds before a broken source is tried again, doubling to a minute
 _VERSIONS = 16  # whose names are kept; the counters keep fewer
+_HEARD = 5.0  # seconds of serving before labels are read: the updater counts from the first record it sees
 _PATIENCE = 10.0  # seconds beyond the longest inference before a frame counts as overdue
 
 
@@ -116,6 +117,7 @@ class Line:
             shadow=self.shadow,
         )
         self._spool = Spool(options.labels_dir)
+        self._heard = False
         self._halt = threading.Event()
         self._delivered: float | None = None  # when the source last gave a frame; None: it is not being asked
         self._feeder: threading.Thread | None = None
@@ -193,6 +195,7 @@ class Line:
         if self._feeder is not None:
             self._feeder.join(max(0.1, deadline - time.monotonic() - 0.5))
         self.records.close(max(0.1, deadline - time.monotonic()))
+        self._archive.keep(self.shadow.fresh())
         self._archive.close()
         if self._courier is not None:
             self._courier.close(max(0.3, deadline - time.monotonic()))
@@ -235,11 +238,20 @@ class Line:
         )
 
     def _read_labels(self) -> None:
-        worker = self.handover.active
+        self._archive.keep(self.shadow.fresh())
+        self._archive.flush()
+        worker, target = self.handover.active, self.handover.links.current
         running = worker.digest if worker is not None else ""
+        if not self._heard:
+            self._heard = worker is not None and 0.0 < worker.since <= time.monotonic() - _HEARD
+            if not self._heard:
+                return
         for name, label, right, again in self._spool.news():
-            if self.records.label(name, label=label, right=right, running=running, again=again) is not None:
-                self.shadow.label(name, label, right)
+            if self.records.label(name, label=label, right=right, running=running, again=again) is None:
+                continue
+            if not self.shadow.label(name, label, right) and (pair := self._archive.pair(name)) is not None:
+                link = target.link if target is not None else None
+                self.shadow.recall(pair, label, right, running=running, link=link)
         self._archive.flush()
 
     @staticmethod

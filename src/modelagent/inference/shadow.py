@@ -10,16 +10,20 @@ that come of it. It does not know what the counts prove: `judges/probation.py` d
     shadow.label(result_id, 7, None)
 
 Frames live in this ring only and never touch a disk. What both said of a frame is kept when the frame is gone, and when
-the shadow is: a label that comes late still makes a pair.
+the shadow is: a label that comes late still makes a pair. `fresh` gives it to the archive, and `recall` takes it from
+there after a restart.
 """
 
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy.typing as npt
 
+from modelagent.durable import LinkId
+from modelagent.inference.archive import Pair
 from modelagent.inference.decisions import FrameError
 from modelagent.inference.exchange import OK, Reply
 from modelagent.inference.workers import Worker
@@ -76,13 +80,19 @@ class Shadow:
         self._key: Hashable = None
         self._digest = ""
         self._running = ""
+        self._link: LinkId | None = None
         self._counts: dict[str, int] = {}
+        self._fresh: list[Pair] = []  # not with the archive yet
         self._thread: threading.Thread | None = None
         self._stop = False
 
-    def arm(self, key: Hashable, digest: str, running: str) -> None:
-        """Compare `running` with the shadow `digest` from now on; counts go on only under the same key."""
+    def arm(self, key: Hashable, digest: str, running: str, link: LinkId | None = None) -> None:
+        """Compare `running` with the shadow `digest` from now on; counts go on only under the same key.
+
+        `link` is the activation of `running` that the pairs are about.
+        """
         with self._changed:
+            self._link = link
             if key != self._key:
                 self._counts = dict.fromkeys(_COUNTS, 0)
                 self._waiting.clear()
@@ -140,12 +150,17 @@ class Shadow:
                 self._kept.popitem(last=False)
             self._changed.notify()
 
-    def label(self, name: str, label: int | None, right: bool | None) -> None:
-        """The truth about a result: counts if the frame is kept; goes first if it has not been run yet."""
+    def label(self, name: str, label: int | None, right: bool | None) -> bool:
+        """The truth about a result: counts if the frame is kept; goes first if it has not been run yet.
+
+        False when nothing is known of that result here.
+        """
         with self._changed:
             kept = self._kept.get(name) or self._waiting.get(name)
-            if kept is None or kept.label is not None or kept.right is not None:
-                return
+            if kept is None:
+                return False
+            if kept.label is not None or kept.right is not None:
+                return True
             kept.label, kept.right = label, right
             if kept.ran:
                 self._settle(kept)
@@ -153,6 +168,31 @@ class Shadow:
             else:
                 self._urgent.append(name)
                 self._changed.notify()
+            return True
+
+    def fresh(self) -> list[Pair]:
+        """What both have said since the last call, where the truth is still to come: for the archive."""
+        with self._changed:
+            fresh, self._fresh = self._fresh, []
+            return fresh
+
+    def recall(self, pair: Pair, label: int | None, right: bool | None, *, running: str, link: LinkId | None) -> None:
+        """The truth about a pair of an earlier run of this process; counts for that activation alone.
+
+        Args:
+            pair: from the archive.
+            label: as for `label`.
+            right: as for `label`.
+            running: the version that serves.
+            link: its activation.
+        """
+        if link is None or (pair.digest, pair.link) != (running, link):
+            return
+        with self._changed:
+            if self._key is None and self._of != running:
+                self._of, self._digest, self._counts = running, pair.shadow, dict.fromkeys(_COUNTS, 0)
+            if (self._of, self._digest) == (running, pair.shadow):
+                self._count(pair.new, pair.old, label, right)
 
     def report(self, running: str | None = None) -> dict[str, Any] | None:
         """The `shadow` of health.json, while `running` serves."""
@@ -160,7 +200,7 @@ class Shadow:
             if self._key is None and running is not None and running != self._of:
                 self._of = ""
                 self._waiting.clear()
-            if self._key is None and (running != self._of or not self._counts.get("frames")):
+            if self._key is None and (running != self._of or not any(self._counts.values())):
                 return None
             return {"digest": self._digest, **self._counts}
 
@@ -239,6 +279,9 @@ class Shadow:
         if name is not None:
             del self._kept[name]
             self._waiting[name] = kept
+            if self._link is not None and kept.new is not None and kept.old is not None:
+                self._fresh.append(Pair(name, time.time(), self._link, self._running, self._digest, kept.new, kept.old))
+                del self._fresh[:-_PATIENCE]
             if len(self._waiting) > _PATIENCE:
                 self._waiting.popitem(last=False)
 
@@ -252,13 +295,15 @@ class Shadow:
 
     def _settle(self, kept: _Kept) -> None:
         """Count the pair once both predictions and the truth are known."""
-        if kept.old is None or (kept.label is None and kept.right is None):
-            return
-        if kept.label is not None:
-            new, old = kept.new == kept.label, kept.old == kept.label
-        elif kept.right or kept.old == kept.new:
-            new = bool(kept.right)
-            old = new if kept.old == kept.new else False
+        if kept.old is not None and (kept.label is not None or kept.right is not None):
+            self._count(kept.new, kept.old, kept.label, kept.right)
+
+    def _count(self, said: int | None, old_said: int | None, label: int | None, right: bool | None) -> None:
+        if label is not None:
+            new, old = said == label, old_said == label
+        elif right or old_said == said:
+            new = bool(right)
+            old = new if old_said == said else False
         else:
             return  # the running version was wrong and the shadow said something else: right or wrong, nobody knows
         self._counts[_PAIRS[(0 if old else 1) if new else (2 if old else 3)]] += 1

@@ -53,7 +53,7 @@ class Shadows:
             self.drop()
             self._shadow.disarm()
             return
-        self._shadow.arm((target.link, wish.link), wish.digest, running.digest)
+        self._shadow.arm((target.link, wish.link), wish.digest, running.digest, target.link)
         worker = self._shadow.worker
         if (worker is not None and worker.digest != wish.digest) or (
             self._load is not None and self._load.slot.digest != wish.digest
