@@ -93,7 +93,7 @@ def test_a_bundle_by_hand_and_a_stick_by_itself(box: Box, tmp_path: Path) -> Non
     write(box.simulator.repository, bundle, valid_for=timedelta(days=30))
     done = box.call("install", bundle)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "offered 1.0.0" in done.stdout
+    assert "offers 1.0.0" in done.stdout
     assert str(bundle) in box.status()["repository"]["attached"]
 
     # Its files came from there, although no server is named anywhere.
@@ -108,9 +108,43 @@ def test_a_bundle_by_hand_and_a_stick_by_itself(box: Box, tmp_path: Path) -> Non
     box.wait("the stick", lambda: (box.status()["models"]["digits"]["offer"] or {}).get("version") == "1.1.0")
 
     old = box.call("install", bundle)
-    assert "1.1.0" in old.stdout, "the older bundle is not believed"
+    assert "1.1.0" in old.stdout + old.stderr, "the older bundle is not believed"
     assert "rollback-attack" in box.call("history", "--json").stdout
+
+    assert old.returncode == 1, "nothing came of it"
+    assert "rollback-attack" in box.call("status").stdout
 
     missing = box.call("install", tmp_path / "run")
     assert missing.returncode == 3
     assert "no bundle" in missing.stderr
+
+
+def test_what_is_no_bundle_is_refused_by_name_and_not_remembered(box: Box, tmp_path: Path) -> None:
+    half = tmp_path / "half.modelagent"
+    half.write_bytes(b"PK\x03\x04 and no more")
+    link = tmp_path / "link.modelagent"
+    link.symlink_to("/etc/passwd")
+    empty = tmp_path / "empty"
+    (empty / "metadata").mkdir(parents=True)
+    (empty / "metadata" / "timestamp.json").write_text("{}")
+    for path, why in ((half, "no bundle"), (link, "a symbolic link"), (empty, "no signed document")):
+        done = box.call("install", path)
+        assert (done.returncode, done.stdout) == (3, "")
+        assert str(path) in done.stderr
+        assert why in done.stderr
+    assert not box.status()["repository"]["attached"]
+
+
+def test_a_strangers_bundle_is_told_and_is_no_success(box: Box, tmp_path: Path) -> None:
+    box.simulator.release("1.0.0")
+    bundle = tmp_path / "own.modelagent"
+    write(box.simulator.repository, bundle, valid_for=timedelta(days=30))
+    assert box.call("install", bundle).returncode == 0
+    stranger = RepositorySimulator(tmp_path / "stranger", box.simulator.clock)
+    stranger.release("9.0.0")
+    alien = tmp_path / "alien.modelagent"
+    write(stranger.repository, alien, valid_for=timedelta(days=30))
+    done = box.call("install", alien)
+    assert done.returncode == 1
+    assert str(alien) in done.stdout + done.stderr
+    assert "arbitrary-software" in done.stdout + done.stderr

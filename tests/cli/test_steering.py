@@ -24,6 +24,7 @@ class Updater:
         self.requests: list[Request] = []
         self.answers: list[tuple[str, str]] = [("done", "")]
         self.result: Mapping[str, Any] = {"models": {}}
+        self.results: list[Mapping[str, Any]] = []  # told once each, before `result`
         self.socket = directory / "run" / "control.sock"
         self.socket.parent.mkdir()
 
@@ -34,7 +35,7 @@ class Updater:
 
     def view(self, request: Request) -> Mapping[str, Any]:
         self.requests.append(request)
-        return self.result
+        return self.results.pop(0) if self.results else self.result
 
 
 @pytest.fixture
@@ -118,6 +119,36 @@ def test_an_absent_updater_is_exit_code_4_with_the_remedy(config: Path) -> None:
     result = call(config, "check", "-m", "digits")
     assert result.exit_code == cli.UNREACHABLE
     assert "modelagent run updater" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        ({"phase": "Idle", "current": {"version": "1.0.0", "digest": "a" * 64}}, cli.OK, "digits: done: 1.0.0 runs"),
+        ({"phase": "Idle", "waiting": "no target loads"}, cli.FAILED, "digits: failed: it was not left"),
+        ({"phase": "Reverting"}, cli.FAILED, "digits: waiting: not over after 0.2 s: Reverting"),
+    ],
+)
+def test_wait_follows_a_command_to_its_end(
+    config: Path, updater: Updater, status: Mapping[str, Any], code: int, words: str
+) -> None:
+    updater.answers = [("accepted", "going back to 1.0.0")]
+    updater.result = {"models": {"digits": status}}
+    before = {"models": {"digits": {"phase": "Idle", "current": {"version": "1.1.0", "digest": "b" * 64}}}}
+    updater.results = [before]
+    result = call(config, "rollback", "-m", "digits", "--wait", "--timeout", "0.2")
+    assert result.exit_code == code, result.output
+    assert "accepted: going back to 1.0.0" in result.stdout
+    assert words in result.output
+    updater.results = [before]
+    document = json.loads(call(config, "rollback", "-m", "digits", "--timeout", "200ms", "--json").stdout)
+    assert (document["status"], document["good"]) == ("accepted", code == cli.OK)
+
+
+def test_wait_ends_at_once_with_what_is_refused(config: Path, updater: Updater) -> None:
+    updater.answers = [("refused", "nothing is on probation")]
+    assert call(config, "confirm", "-m", "digits", "--wait").exit_code == cli.REFUSED
+    assert call(config, "check", "-m", "digits", "--timeout", "soon").exit_code == cli.USAGE
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------

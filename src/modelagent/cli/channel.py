@@ -11,11 +11,11 @@ from typing import NoReturn
 import click
 
 from modelagent.cli import Frame
-from modelagent.cli.talk import Command, steer, steering
+from modelagent.cli.talk import Command, lasting, steer
 from modelagent.errors import UsageError
 
 
-@steering
+@lasting
 @click.argument("name", default="")
 @click.option("--reset", is_flag=True, help="Follow the settings' channel again.")
 def channel(frame: Frame, command: Command, *, name: str, reset: bool) -> NoReturn:

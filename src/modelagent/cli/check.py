@@ -9,10 +9,10 @@ This file knows two verbs and how to word them. It does not know what a check do
 from typing import NoReturn
 
 from modelagent.cli import Frame
-from modelagent.cli.talk import Command, steer, steering
+from modelagent.cli.talk import Command, lasting, steer
 
 
-@steering
+@lasting
 def check(frame: Frame, command: Command) -> NoReturn:
     """Ask the repository now.
 
@@ -21,7 +21,7 @@ def check(frame: Frame, command: Command) -> NoReturn:
     steer(frame, command, "check")
 
 
-@steering
+@lasting
 def update(frame: Frame, command: Command) -> NoReturn:
     """Check, and take the offered release without waiting for its window or wave.
 

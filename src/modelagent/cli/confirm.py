@@ -11,10 +11,10 @@ from typing import NoReturn
 import click
 
 from modelagent.cli import Frame
-from modelagent.cli.talk import Command, steer, steering
+from modelagent.cli.talk import Command, lasting, steer
 
 
-@steering
+@lasting
 @click.argument("version", default="")
 def confirm(frame: Frame, command: Command, version: str) -> NoReturn:
     """Vouch for the version on probation, without waiting for its judge.

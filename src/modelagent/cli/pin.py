@@ -11,10 +11,10 @@ from typing import NoReturn
 import click
 
 from modelagent.cli import Frame
-from modelagent.cli.talk import Command, steer, steering
+from modelagent.cli.talk import Command, lasting, steer, steering
 
 
-@steering
+@lasting
 @click.argument("version")
 def pin(frame: Frame, command: Command, version: str) -> NoReturn:
     """Run this version and no other.

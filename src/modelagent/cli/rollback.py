@@ -14,11 +14,11 @@ from pathlib import Path
 import click
 
 from modelagent.cli import REFUSED, Frame
-from modelagent.cli.talk import Command, model_of, settings_of, steer, steering
+from modelagent.cli.talk import Command, lasting, model_of, settings_of, steer
 from modelagent.errors import UsageError
 
 
-@steering
+@lasting
 @click.option("--reason", default="", help="Kept in the history and shown with the block.")
 @click.option("--offline", is_flag=True, help="Do it without the updater, which must not be running.")
 def rollback(frame: Frame, command: Command, *, reason: str, offline: bool) -> None:
@@ -29,8 +29,8 @@ def rollback(frame: Frame, command: Command, *, reason: str, offline: bool) -> N
     """
     if not offline:
         steer(frame, command, "rollback", argument=reason)
-    if reason or command.id:
-        raise UsageError("--offline takes neither --reason nor --id", code="bad-option")
+    if reason or command.id or command.wait:
+        raise UsageError("--offline takes none of --reason, --id and --wait", code="bad-option")
     settings = settings_of(frame)
     model = model_of(settings, command.model)
     from modelagent.updater import rollback_offline  # noqa: PLC0415 - heavy, and needed by this way alone

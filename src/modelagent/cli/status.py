@@ -228,6 +228,8 @@ def _facts(entry: Mapping[str, Any], now: float) -> Iterator[tuple[str, str, str
         if check["error"]:
             text += f"; last try {ago(check['last_try'], now)} failed: {check['error']}"
         yield "checked", text, "warning" if check["error"] else ""
+        for note in check.get("notes") or []:
+            yield "repository", str(note), "warning"
     for complaint in entry["unhealthy"]:
         yield "alarm", complaint, "alarm"
 

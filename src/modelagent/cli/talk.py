@@ -14,12 +14,31 @@ from typing import Any, Final, NoReturn
 import click
 
 from modelagent.cli import EXIT_CODES, FAILED, OK, REFUSED, UNREACHABLE, Frame, json_option, model_option, say_error
+from modelagent.cli.follow import Ending, Look, Wait, follow
 from modelagent.errors import AgentError, UsageError
 from modelagent.inputs.config import Settings, load
 from modelagent.inputs.control import ask
+from modelagent.inputs.fields import parse_duration
+from modelagent.sinks.log import escape
 
 PATIENCE: Final = 10.0  # seconds for the first answer; the updater answers at once and works afterwards
 _CODES: Final = {"done": OK, "accepted": OK, "failed": FAILED, "refused": REFUSED}
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """A time as in the settings: seconds, or "1h30m"."""
+    if value is None:
+        return None
+    try:
+        return parse_duration(float(value) if value.replace(".", "", 1).isdecimal() else value)
+    except ValueError as error:
+        raise click.BadParameter(f"found {value!r}; allowed: {error}", ctx, param) from error
+
+
+WAIT: Final = click.option("--wait", is_flag=True, help="Wait until it is over; the exit code says how it ended.")
+TIMEOUT: Final = click.option(
+    "--timeout", callback=_seconds, metavar="TIME", help='Wait, but at most so long ("90s", "2h"); then exit 1.'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +47,8 @@ class Command:
 
     model: str = ""
     id: str = ""
+    wait: bool = False  # follow it to its end
+    timeout: float = float("inf")  # seconds for that
 
 
 def settings_of(frame: Frame) -> Settings:
@@ -63,20 +84,51 @@ def steer(frame: Frame, command: Command, verb: str, *, argument: str = "", **mo
     settings = settings_of(frame)
     model = model_of(settings, command.model)
     question = request(verb, model, argument, command.id) | more
+    look = looker(settings, model)
+    ending = None
     try:
+        before = look("status") if command.wait else {}
         answer = ask(settings.paths.control_socket, question, PATIENCE)
+        if command.wait and answer.get("status") == "accepted":
+            if not frame.json:
+                _print(frame, answer, f"{model}: {verb}")
+            ending = follow(look, Wait(verb, before, argument), command.timeout, teller(frame, model))
     except AgentError as error:
         say_error(frame, error.message, error.code)
         raise SystemExit(UNREACHABLE) from error
+    if ending is not None:
+        _end(frame, answer, model, ending)
     _print(frame, answer, f"{model}: {verb}")
     raise SystemExit(_CODES.get(str(answer.get("status")), FAILED))
 
 
+def looker(settings: Settings, model: str) -> Look:
+    """What the updater says of one model, by verb (status, explain)."""
+
+    def look(verb: str) -> Mapping[str, Any]:
+        result = view(settings, verb, model).get("result") or {}
+        told: Mapping[str, Any] = (result.get("models") or {}).get(model) or {}
+        return told
+
+    return look
+
+
 def steering(function: Callable[..., Any]) -> click.Command:
     """The options of every steering command, gathered in one `command` argument."""
+    return _command(function, ())
 
-    def wrapped(frame: Frame, /, model: str, id_: str, **rest: Any) -> Any:
-        return function(frame, Command(model, id_), **rest)
+
+def lasting(function: Callable[..., Any]) -> click.Command:
+    """As `steering`, for a command that is accepted first and ends later: with `--wait` and `--timeout`."""
+    return _command(function, (WAIT, TIMEOUT))
+
+
+def _command(function: Callable[..., Any], options: tuple[Callable[[Any], Any], ...]) -> click.Command:
+    def wrapped(
+        frame: Frame, /, model: str, id_: str, *, wait: bool = False, timeout: float | None = None, **rest: Any
+    ) -> Any:
+        limit = float("inf") if timeout is None else timeout
+        return function(frame, Command(model, id_, wait or timeout is not None, limit), **rest)
 
     wrapped.__doc__, wrapped.__name__ = function.__doc__, function.__name__
     decorated = click.pass_obj(wrapped)
@@ -88,6 +140,7 @@ def steering(function: Callable[..., Any]) -> click.Command:
             "--id", "id_", default="", metavar="ID", help="The command's own id: sent again, it is not done again."
         ),
         model_option,
+        *reversed(options),
     ):
         decorated = option(decorated)
     return click.command(epilog=EXIT_CODES)(decorated)
@@ -101,6 +154,20 @@ def request(verb: str, model: str | None, argument: str, id_: str) -> dict[str, 
     if argument:
         document["argument"] = argument
     return document
+
+
+def teller(frame: Frame, model: str) -> Callable[[str], None]:
+    """Who is told what happens meanwhile; for JSON nobody, it is one document."""
+    return lambda line: None if frame.json else click.echo(f"{model}: {escape(line)}")
+
+
+def _end(frame: Frame, answer: Mapping[str, Any], model: str, ending: Ending) -> NoReturn:
+    if frame.json:
+        click.echo(json.dumps({**answer, "over": ending.over, "good": ending.good, "outcome": ending.text}, indent=1))
+    else:
+        word = "done" if ending.good else "failed" if ending.over else "waiting"
+        click.echo(f"{model}: {word}: {escape(ending.text)}", err=not ending.good)
+    raise SystemExit(OK if ending.good else FAILED)
 
 
 def _print(frame: Frame, answer: Mapping[str, Any], what: str) -> None:

@@ -77,6 +77,8 @@ def describe(state: State) -> dict[str, Any]:
             "last_try": state.watch.last_try or None,
             "next": _when(state.watch.timer),
             "error": state.watch.error,
+            "asked": state.watch.asked,
+            "notes": list(state.watch.notes),
         },
         "slots": [
             {"digest": s.release.digest, "version": s.release.version, "confirmed": s.confirmed} for s in state.slots

@@ -14,7 +14,7 @@ this table by `diagram`.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from modelagent.core import after, before, commands, desired, effects
+from modelagent.core import after, before, commands, desired, effects, swaps
 from modelagent.core.events import (
     CheckFailed,
     Elapsed,
@@ -105,7 +105,7 @@ TABLE: dict[tuple[Phase, type[Event]], Cell] = {
         revert_wanted=(before.revert_wanted_before, "Reverting"),
         finished=(before.unmoved, ""),
         failed=(before.unmoved, ""),
-        runs=(before.unmoved, ""),
+        runs=(after.preparing_runs, "Reverting"),
         fell_back=(before.left_itself, _LEAVE),
         refused=(before.left_itself, _LEAVE),
     ),
@@ -118,7 +118,7 @@ TABLE: dict[tuple[Phase, type[Event]], Cell] = {
         revert_wanted=(before.revert_wanted_before, "Reverting"),
         finished=(before.acquiring_finished, "Staging"),
         failed=(before.effect_failed, _GIVE_WAY),
-        runs=(before.unmoved, ""),
+        runs=(after.preparing_runs, "Reverting"),
         fell_back=(before.left_itself, _LEAVE),
         refused=(before.left_itself, _LEAVE),
     ),
@@ -131,7 +131,7 @@ TABLE: dict[tuple[Phase, type[Event]], Cell] = {
         revert_wanted=(before.revert_wanted_before, "Reverting"),
         finished=(before.staging_finished, "Canary Deferred Staged"),
         failed=(before.effect_failed, _GIVE_WAY),
-        runs=(before.unmoved, ""),
+        runs=(after.preparing_runs, "Reverting"),
         fell_back=(before.left_itself, _LEAVE),
         refused=(before.left_itself, _LEAVE),
     ),
@@ -144,7 +144,7 @@ TABLE: dict[tuple[Phase, type[Event]], Cell] = {
         revert_wanted=(before.revert_wanted_before, "Reverting"),
         finished=(before.canary_finished, "Staged Deferred Idle"),
         failed=(before.effect_failed, _GIVE_WAY),
-        runs=(before.unmoved, ""),
+        runs=(after.preparing_runs, "Reverting"),
         fell_back=(before.left_itself, _LEAVE),
         refused=(before.left_itself, _LEAVE),
     ),
@@ -157,7 +157,7 @@ TABLE: dict[tuple[Phase, type[Event]], Cell] = {
         revert_wanted=(before.revert_wanted_before, "Reverting"),
         finished=(before.unmoved, ""),
         failed=(before.unmoved, ""),
-        runs=(before.unmoved, ""),
+        runs=(after.preparing_runs, "Reverting"),
         fell_back=(before.left_itself, _LEAVE),
         refused=(before.left_itself, _LEAVE),
     ),
@@ -231,6 +231,8 @@ def step(state: State, event: Event, answers: Answers) -> tuple[State, tuple[eff
         return _close(state, x)
     cell = TABLE[state.phase, type(event)]
     phase = cell.decide(x)
+    if isinstance(event, Runs) and event.swap is not None:
+        swaps.tell(x, event.epoch, event.swap)
     if phase not in cell.goes:
         raise AssertionError(f"{state.phase} x {type(event).__name__} may not go to {phase}")
     x.set(phase=phase)
@@ -307,9 +309,11 @@ def _watch(x: Scene) -> None:
             asked = watch.asked or watch.prompted
             x.set(watch=replace(watch, kind=Watching.RESTING, effect=0, asked=asked, prompted=False))
         case Learned():
-            x.set(watch=replace(watch, kind=Watching.RESTING, failures=0, timer=None, last_ok=event.at.wall, error=""))
+            good = replace(watch, kind=Watching.RESTING, failures=0, timer=None, last_ok=event.at.wall, error="")
+            x.set(watch=replace(good, notes=event.notes))
             for text in event.notes:
-                x.note("repository", text, level="warning")
+                if text not in watch.notes:
+                    x.note("repository", text, level="warning")
         case CheckFailed():
             failures = watch.failures + 1
             x.set(

@@ -195,6 +195,7 @@ class Watch:
     asked: bool = False
     prompted: bool = False
     error: str = ""
+    notes: tuple[str, ...] = ()  # what the last good check had to say; each is told once while it stays
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +318,7 @@ class State:
     aftercare: Aftercare | None = None
     live_s: float = 0.0  # seconds in Activating with inference alive
     heard: Instant | None = None  # when health last spoke
+    swaps: tuple[str, ...] = ()  # the latest swaps that history has been told of, as epoch and count
     saved: Timer | None = None  # when evidence is next worth writing
     alarms: tuple[str, ...] = ()
     floor: int = 0

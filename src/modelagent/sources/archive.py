@@ -7,6 +7,7 @@ extended headers have no business in a bundle, and a header that asks for gigaby
     source = ArchiveSource(Path("/media/stick/digits-2026-11.modelagent"))
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -89,6 +90,10 @@ class ArchiveSource:
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise SourceError(
+                    f"{self.name}: a symbolic link; name the bundle itself", code="unreachable"
+                ) from error
             raise SourceError(
                 f"{self.name}: {error.strerror}; is the medium mounted, and may the agent read it?", code="unreachable"
             ) from error

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from modelagent import durable
-from modelagent.errors import UsageError
+from modelagent.errors import AgentError, UsageError
 from modelagent.steps.acquire import Acquirer
 from modelagent.updater.way import source_at
 
@@ -31,6 +31,8 @@ _LOOK_S: Final = 3.0
 _DEPTH: Final = 3  # /media/USER/LABEL/bundle
 _MOST: Final = 500  # entries looked at in one directory
 _KEPT: Final = 8  # paths remembered over a restart
+_FIRST: Final = "metadata/timestamp.json"  # whether it is a bundle shows here; whether it is believed, in the check
+_FIRST_MOST: Final = 16 * 1024  # bytes
 _log = logging.getLogger("modelagent.updater")
 Identity = tuple[int, int, int]
 
@@ -63,10 +65,20 @@ class Sticks:
         """Attach a bundle by hand.
 
         Raises:
-            UsageError: `bundle`: there is none.
+            UsageError: `bundle`: there is none, or one that cannot be read.
             DeviceError: that cannot be remembered.
         """
         source = source_at(path)
+        try:
+            with source.fetch(_FIRST, limit=_FIRST_MOST) as body:
+                document = json.loads(b"".join(body))
+            if not isinstance(document, dict) or "signed" not in document:
+                raise ValueError("it is no signed document")
+        except AgentError as error:
+            raise UsageError(f"{error.message}; nothing was installed", code="bundle") from error
+        except ValueError as error:
+            why = f"{path}: {_FIRST}: {error}; write the bundle again with `modelagent repo bundle`"
+            raise UsageError(why, code="bundle") from error
         with self._guard:
             self._byhand = [path, *(other for other in self._byhand if other != path)][:_KEPT]
             self._seen[path] = _identity(path) or (0, 0, 0)
