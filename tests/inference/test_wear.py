@@ -12,7 +12,7 @@ import pytest
 from digit_slots import write_slot
 from line_rig import Rig
 from modelagent.inference import budget
-from modelagent.inference.budget import available_kb, expected_kb, fits
+from modelagent.inference.budget import available_kb, expected_kb, shortage
 from modelagent.inference.links import Slot
 from modelagent.inference.wear import Wear
 
@@ -103,9 +103,9 @@ def test_what_a_worker_will_take_is_measured_or_estimated_and_never_more_than_pr
 def test_without_anybody_saying_what_is_there_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slot = slot_of(tmp_path / "a")
     monkeypatch.setattr(budget, "available_kb", lambda: None)
-    assert fits(slot, None, reserve_kb=1)
+    assert shortage(slot, None, reserve_kb=1) is None
     monkeypatch.setattr(budget, "available_kb", lambda: 50_000)
-    assert not fits(slot, None, reserve_kb=40_000)
+    assert shortage(slot, None, reserve_kb=40_000) == (50_000, expected_kb(slot, None) + 40_000)
 
 
 def standin(rig: Rig, version: str, *, confirmed: bool = True, **change: Any) -> str:
@@ -147,7 +147,9 @@ def test_an_unconfirmed_version_that_leaks_is_left_for_the_fallback(tmp_path: Pa
         rig.wait(lambda: rig.running() == old, 40.0)
         left = rig.health()["fell_back"]
         assert (left["from"], left["code"]) == (new, "leak")
-        assert rig.health()["swaps"]["last"]["to"] == old
+        rig.wait(lambda: rig.health()["swaps"]["count"] == 1)
+        last = rig.health()["swaps"]["last"]
+        assert (last["to"], last["how"], last["without_s"]) == (old, "beside", 0.0)
 
 
 @pytest.mark.process
@@ -165,6 +167,8 @@ def test_without_memory_for_both_the_old_version_stops_first_and_the_gap_is_told
         last = rig.health()["swaps"]["last"]
         assert (last["from"], last["to"], last["overlap"]) == (old, new, room)
         assert (last["gap_s"] > 0.5) is not room
+        assert (last["how"], last["without_s"] > 0.5) == ("beside" if room else "memory", not room)
+        assert room or last["needed_kb"] > last["available_kb"] > 0
         assert rig.total("dropped") == 0
         assert rig.stop() == 0
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelagent.core.events import Counts, Event, FellBack, Instant, Link, Refused, Runs
+from modelagent.core.events import Counts, Event, FellBack, Instant, Link, Refused, Runs, Swap
 from modelagent.inputs.health import MAX_BYTES, STALE_S, Poller, Reading, read, reader
 
 BOOT = "boot-1"
@@ -69,6 +69,20 @@ def test_a_running_version_with_its_counts() -> None:
     assert reading.mark == (f"{BOOT}:e1", 5)
     counts = Counts(100, 98, 1, 6, 12, 20, 2, 4, 3, 1, 1)
     assert events(reading) == [Runs(AT, 0.5, link=LINK, digest=A, epoch=f"{BOOT}:e1", counts=counts, shadow=B)]
+
+
+def test_the_last_swap_comes_with_what_it_cost() -> None:
+    last = {"from": B, "to": A, "how": "memory", "gap_s": 1.4, "without_s": 1.25, "overlap": False, "peak_kb": 9}
+    room = {"available_kb": 80_000, "needed_kb": 120_000}
+    (runs,) = events(read(record(swaps={"count": 2, "last": last | room}), BOOT))
+    assert isinstance(runs, Runs)
+    assert runs.swap == Swap(2, B, A, "memory", 1.4, 1.25, 80_000, 120_000)
+    for silent in (None, {"count": 0, "last": None}, {"count": 1, "last": {"from": B, "to": A, "gap_s": 1.0}}):
+        (runs,) = events(read(record(swaps=silent), BOOT))
+        assert isinstance(runs, Runs)
+        assert runs.swap is None, "an inference of an earlier version says less"
+    for odd in ({"gap_s": -1.0}, {"without_s": float("nan")}, {"available_kb": "much"}, {"to": None}):
+        assert not read(record(swaps={"count": 2, "last": last | odd}), BOOT).events
 
 
 def test_nothing_runs_yet() -> None:

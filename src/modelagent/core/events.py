@@ -58,7 +58,8 @@ class Counts:
     labelled frames; `slower_new` counts frames on which the running model alone broke its promised time and took more
     than twice as long, `slower_old` the other way round. `faults` are crashes, hangs and NaN; `faulted` frames blame
     nobody and are not among them. `right` and `wrong` are thinned: labels of neighbouring frames count once.
-    `confident` results have a confidence, whose sum, in thousandths, is `confidence`.
+    `confident` results have a confidence, whose sum, in thousandths, is `confidence`. In `unsteady_s` of the seconds
+    with frames one at least failed at first, and succeeded when it was run again.
     """
 
     frames: int = 0
@@ -76,6 +77,26 @@ class Counts:
     slower_old: int = 0
     confident: int = 0
     confidence: int = 0
+    unsteady_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Health: one version has taken over from another.
+
+    `count` says which swap of its epoch it was. `how`: `beside` (loaded beside the old one), `memory` (the old one had
+    to stop first, with `available_kb` and `needed_kb` for the new one), `fault` (the old one had failed) or `idle`
+    (nothing was to run). `without_s` is how long no worker served, `gap_s` lies between the last result and the first.
+    """
+
+    count: int
+    origin: str
+    target: str
+    how: str
+    gap_s: float
+    without_s: float = 0.0
+    available_kb: int = 0
+    needed_kb: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,13 +254,17 @@ class Failed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Runs(Event):
-    """Health: inference acts on `link` and runs `digest` (None: nothing yet), with these counts since `epoch`."""
+    """Health: inference acts on `link` and runs `digest` (None: nothing yet), with these counts since `epoch`.
+
+    `swap` is the last one of this epoch; it comes with every record until the next.
+    """
 
     link: Link | None
     digest: str | None
     epoch: str
     counts: Counts
     shadow: str | None = None
+    swap: Swap | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,10 @@ def expected_kb(slot: Slot, present: Worker | None) -> int:
     return min(promised, (present.child.resident_kb() or _RUNTIME_KB) + _FACTOR * larger // 1024)
 
 
-def fits(slot: Slot, present: Worker | None, *, reserve_kb: int) -> bool:
-    """Whether a worker of this slot fits beside the present one, with `reserve_kb` to spare."""
-    available = available_kb()
-    return available is None or available - reserve_kb > expected_kb(slot, present)
+def shortage(slot: Slot, present: Worker | None, *, reserve_kb: int) -> tuple[int, int] | None:
+    """None when a worker of this slot fits beside the present one, with `reserve_kb` to spare.
+
+    Otherwise what is available and what is needed, the reserve included, KiB.
+    """
+    available, needed = available_kb(), expected_kb(slot, present) + reserve_kb
+    return None if available is None or available > needed else (available, needed)

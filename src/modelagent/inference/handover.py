@@ -22,15 +22,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from modelagent.errors import ModelError
-from modelagent.inference.budget import available_kb, fits
-from modelagent.inference.links import Links, Slot, Target, open_slot, read_links
+from modelagent.inference.budget import available_kb, shortage
+from modelagent.inference.links import NO_LINKS, Slot, Target, open_slot, read_links
 from modelagent.inference.options import ModelOptions
 from modelagent.inference.records import Records
 from modelagent.inference.serving import Adopted, Begun, Event, Fault, Hand, Retried, Server
 from modelagent.inference.shadow import Shadow
 from modelagent.inference.shadows import Shadows
 from modelagent.inference.starts import Left, Starts
-from modelagent.inference.swaps import Swaps
+from modelagent.inference.swaps import FAULT, IDLE, MEMORY, Swaps
 from modelagent.inference.workers import SERVE, SWAP, Load, Loader, Worker
 
 _log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Handover:
         starts: Starts,
         shadow: Shadow,
     ) -> None:
-        self.links = Links(None, None, None)
+        self.links = NO_LINKS
         self.active: Worker | None = None  # handed over last; serves once `since` is set
         self.refused: dict[str, Any] | None = None
         self.fell_back: dict[str, Any] | None = None
@@ -193,7 +193,7 @@ class Handover:
 
     def _read(self) -> None:
         before = self.links.current
-        self.links = read_links(self._options.model_dir)
+        self.links = read_links(self._options.model_dir, self.links)
         target = self.links.current
         if target == before:
             return
@@ -234,6 +234,7 @@ class Handover:
             self._cancel()
         if wanted is None or target is None:
             if self.active is not None:
+                self._swaps.stopped(IDLE)
                 self._hand(None)
             return
         if self._serves(wanted) or self._load is not None:
@@ -285,10 +286,18 @@ class Handover:
                 self._retire(load.worker)
             self._reconsider(load.ended)
 
-        if self.active is not None and not fits(slot, self.active, reserve_kb=self._options.memory_reserve_kb):
-            _log.warning("%s: no memory for two versions: the old one stops first", self._options.name)
+        short = None
+        if self.active is not None:
+            short = shortage(slot, self.active, reserve_kb=self._options.memory_reserve_kb)
+        if short is not None:
+            _log.warning(
+                "%s: no memory for two versions (%d MB available, %d MB needed): the old one stops first",
+                self._options.name,
+                short[0] >> 10,
+                short[1] >> 10,
+            )
             self._shadows.drop()
-            self._swaps.stopped()
+            self._swaps.stopped(MEMORY, available_kb=short[0], needed_kb=short[1])
             self._hand(None)
         serving = self.active is not None
         self._load = self._loader.request(
@@ -374,6 +383,8 @@ class Handover:
 
     def _adopted(self, event: Adopted) -> None:
         old = event.old
+        if event.worker is not None:
+            self._swaps.serves(event.worker)
         if old is None or old is self.active:
             return
         if self._standby is None and self._keeps(old) and _memory_for(old):
@@ -413,6 +424,7 @@ class Handover:
                 self._blame(worker.digest, event.code, held=event.held)
             return
         self.active = None
+        self._swaps.stopped(FAULT)
         if event.second:
             self._second(worker, now, lives=lives)
             return

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from modelagent.core.events import Counts, Event, FellBack, Instant, Link, Refused, Runs
+from modelagent.core.events import Counts, Event, FellBack, Instant, Link, Refused, Runs, Swap
 from modelagent.inputs import EventFactory
 
 SCHEMA: Final = 1
 MAX_BYTES: Final = 4 * 1024 * 1024
+_AT_ONCE: Final = 64 * 1024
 STALE_S: Final = 10.0  # ten times the interval at which inference writes
 HARD: Final = ("crash", "hang", "not-finite")  # the model file's own doing, wherever it runs
 _PAIRS: Final = ("both_right", "only_new", "only_old", "both_wrong", "slower_new", "slower_old")
@@ -109,8 +110,12 @@ def reader(path: Path) -> Callable[[], bytes]:
     """The usual `read_bytes` of a Poller: at most one byte more than is allowed."""
 
     def read_bytes() -> bytes:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+        with path.open("rb", buffering=0) as file:
+            # It is asked for what there is, not for the most that is allowed: that would be megabytes for each look.
+            whole = b""
+            while len(whole) <= MAX_BYTES and (part := file.read(_AT_ONCE)):
+                whole += part
+            return whole[: MAX_BYTES + 1]
 
     return read_bytes
 
@@ -173,13 +178,35 @@ def _runs(record: Mapping[str, Any], link: Link | None, epoch: str) -> EventFact
         wrong=_count(samples, "wrong", 0),
         confident=confident,
         confidence=confidence,
+        unsteady_s=_count(own, "unsteady_s", 0),
         **pairs,
     )
 
+    swap = _swap(record.get("swaps"))
+
     def make(at: Instant, draw: float) -> Event:
-        return Runs(at, draw, link=link, digest=digest, epoch=epoch, counts=counts, shadow=shadow_digest)
+        return Runs(at, draw, link=link, digest=digest, epoch=epoch, counts=counts, shadow=shadow_digest, swap=swap)
 
     return make
+
+
+def _swap(value: object) -> Swap | None:
+    found = {} if value is None else _dict(value, "swaps")
+    if found.get("last") is None:
+        return None
+    last = _dict(found["last"], "swaps.last")
+    if "how" not in last:  # an inference of an earlier version does not say why
+        return None
+    return Swap(
+        count=_count(found, "count"),
+        origin=_text(last, "from"),
+        target=_text(last, "to"),
+        how=_text(last, "how"),
+        gap_s=_seconds(last, "gap_s"),
+        without_s=_seconds(last, "without_s"),
+        available_kb=_count(last, "available_kb", 0),
+        needed_kb=_count(last, "needed_kb", 0),
+    )
 
 
 def _confidence(value: object) -> tuple[int, int]:
@@ -233,6 +260,13 @@ def _count(record: Mapping[str, Any], key: str, default: int | None = None) -> i
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise _Doubt(f"{key}: found {_show(value)}, expected a whole number from 0")
     return value
+
+
+def _seconds(record: Mapping[str, Any], key: str) -> float:
+    value = record.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 <= value < math.inf:
+        raise _Doubt(f"{key}: found {_show(value)}, expected seconds")
+    return float(value)
 
 
 def _show(value: object) -> str:
