@@ -170,7 +170,11 @@ class Child:
     def resident_kb(self) -> int:
         """Resident memory in KiB now; 0 when it has ended."""
         try:
-            pages = int(Path(f"/proc/{self.pid}/statm").read_bytes().split()[1])
+            fd = os.open(f"/proc/{self.pid}/statm", os.O_RDONLY | os.O_CLOEXEC)  # asked for every second, for ever
+            try:
+                pages = int(os.read(fd, 256).split()[1])
+            finally:
+                os.close(fd)
         except (OSError, IndexError, ValueError):
             return 0
         return pages * (resource.getpagesize() // 1024)

@@ -12,6 +12,7 @@ this process leaves no orphan. Call `supervise` from the main thread.
 """
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -30,6 +31,7 @@ FIRST_DELAY: Final = 0.5  # seconds before the first new start, doubling
 LAST_DELAY: Final = 30.0
 HEALTHY_AFTER: Final = 60.0  # a child that ran this long has its earlier crashes forgotten
 GRACE: Final = 4.5  # seconds between SIGTERM and SIGKILL; with the reaping this stays below five
+_ASK: Final = 0.5  # seconds between two questions whether to stop, where somebody wants to be asked
 _STOPPING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
@@ -175,7 +177,7 @@ def supervise(
     commands: Mapping[str, Sequence[str]],
     *,
     log: Callable[[str], None],
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] | None = None,
 ) -> int:
     """Keep the children running until SIGTERM or SIGINT, then end them.
 
@@ -185,7 +187,7 @@ def supervise(
     Args:
         commands: name -> program (absolute path) and arguments.
         log: takes one line for people.
-        stop: asked after each event and at least each half second; true ends the loop.
+        stop: asked after each event and at least each half second; true ends the loop. Without it an idle loop sleeps.
 
     Returns:
         0 once all children have ended.
@@ -194,7 +196,7 @@ def supervise(
     pending: list[int] = []
 
     def stopping() -> bool:
-        return any(number in _STOPPING for number in pending) or stop()
+        return any(number in _STOPPING for number in pending) or (stop is not None and stop())
 
     told = ""
     with _woken_by_signals(pending) as wake:
@@ -208,7 +210,9 @@ def supervise(
                 poll = select.poll()
                 for fd in (wake, *supervisor.descriptors()):
                     poll.register(fd, select.POLLIN)
-                poll.poll(1000 * min(0.5, 0.5 if wait is None else wait))
+                if stop is not None:
+                    wait = min(_ASK, _ASK if wait is None else wait)
+                poll.poll(None if wait is None else math.ceil(1000 * wait))
                 _drain(wake)
                 if os.getpid() == 1:
                     supervisor.reap_strangers()

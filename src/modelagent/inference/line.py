@@ -41,6 +41,7 @@ from modelagent.inference.workers import Loader, Worker
 
 _log = logging.getLogger(__name__)
 
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 _SOURCE_PAUSE = 1.0  # seconds before a broken source is tried again, doubling to a minute
 _VERSIONS = 16  # whose names are kept; the counters keep fewer
 _HEARD = 5.0  # seconds of serving before labels are read: the updater counts from the first record it sees
@@ -339,7 +340,7 @@ class Line:
             else {"id": self.records.last[0], "wall": self.records.last[1]},
         }
         try:
-            write_atomic(self.options.health, json.dumps(document, separators=(",", ":")).encode(), durable=False)
+            write_atomic(self.options.health, _ENCODE(document).encode(), durable=False)
         except OSError as error:
             self._written = None  # try again at the next step
             _log.warning("%s: %s; free space or correct permissions", self.options.health, error)

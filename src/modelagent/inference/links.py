@@ -8,9 +8,10 @@ This file reads; it knows the names in the store. It does not know what is done 
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from modelagent.durable import LinkId, identify_link
 from modelagent.errors import ModelError
@@ -33,6 +34,9 @@ class Links(NamedTuple):
     shadow: Target | None
 
 
+NO_LINKS: Final = Links(None, None, None)
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A complete slot whose manifest is the one that its name says."""
@@ -47,9 +51,13 @@ class Slot:
         return (self.path / "confirmed").exists()
 
 
-def read_links(directory: Path) -> Links:
-    """The links of a model's directory; what is absent or no link is None."""
-    return Links(*(_read_link(directory / name) for name in ("current", "fallback", "shadow")))
+def read_links(directory: Path, known: Links = NO_LINKS) -> Links:
+    """The links of a model's directory; what is absent or no link is None.
+
+    `known`: what was read before. A link is never changed, only replaced by another one, so the one that was known by
+    its identity still names the same digest.
+    """
+    return Links(*map(_read_link, (f"{directory}/{name}" for name in Links._fields), known))
 
 
 def open_slot(directory: Path, digest: str) -> Slot:
@@ -76,7 +84,14 @@ def open_slot(directory: Path, digest: str) -> Slot:
     return Slot(path, digest, manifest, plan(manifest.inputs, manifest.outputs, stateful=manifest.stateful))
 
 
-def _read_link(path: Path) -> Target | None:
+def _read_link(name: str, known: Target | None) -> Target | None:
+    try:
+        found = os.lstat(name)
+    except OSError:
+        return None
+    if known is not None and known.link == (found.st_ino, found.st_mtime_ns):
+        return known
+    path = Path(name)
     for _ in range(5):  # a rename between the two reads would pair one link's identity with another's digest
         try:
             before = identify_link(path)

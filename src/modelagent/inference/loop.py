@@ -128,8 +128,8 @@ class Loop:
                     line.tick(now)
                 if all(line.alive(now) for line in self._lines):
                     notify("WATCHDOG=1")
-                if status != self._status():
-                    status = self._status()
+                before, status = status, self._status()
+                if status != before:
                     notify(status)
             changed = self._wait(tick - now)
             now = time.monotonic()

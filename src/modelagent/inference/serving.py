@@ -28,7 +28,7 @@ from modelagent.inference.shadow import Shadow
 from modelagent.inference.workers import Worker
 
 _RECENT = 0.05  # weight of the newest inference in what they take lately
-_BEAT = 1.0  # seconds between two signs of life of an idle thread
+_BEAT = 4.0  # seconds between two signs of life of an idle thread; the watchdog waits ten
 
 
 class Hand(NamedTuple):

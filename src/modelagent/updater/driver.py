@@ -212,13 +212,16 @@ class Driver:
         now = self._clock.now()
         if now.mono < self._next_look:
             return
-        gap = _LOOK_OTHERWISE_S
+        # Where nothing is under way nobody waits for an answer, and inference has protected itself already.
+        gap = 2 * _LOOK_OTHERWISE_S
         for name, port in self._ports.items():
             reading = port.poller.poll(now.mono)
             self.readings[name] = reading
             for make in reading.events:
                 self._turn(name, make)
-            gap = min(gap, _LOOK_S.get(self.states[name].phase, _LOOK_OTHERWISE_S))
+            phase = self.states[name].phase
+            if phase is not Phase.IDLE:
+                gap = min(gap, _LOOK_S.get(phase, _LOOK_OTHERWISE_S))
         self._next_look = now.mono + gap
         for name in tuple(self._unkept):  # nothing may happen for hours that would write it
             with contextlib.suppress(AgentError):
