@@ -135,8 +135,8 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o640, durable: bool = 
             a power cut (right for health, wrong for state).
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
+    if os.path.lexists(temporary):
+        unlink(temporary)
     try:
         point("create", temporary)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
@@ -151,7 +151,8 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o640, durable: bool = 
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            if os.path.lexists(temporary):
+                unlink(temporary)
         raise
     if durable:
         sync_directory(path.parent)
@@ -173,6 +174,7 @@ def append(path: Path, data: bytes, *, mode: int = 0o640, sync: bool = True) -> 
                 os.fsync(fd)
         except OSError:
             with contextlib.suppress(OSError):
+                point("truncate", path)
                 os.ftruncate(fd, before)
             raise
     finally:
@@ -317,8 +319,9 @@ def discard_tree(path: Path) -> None:
 
 
 def _write_all(fd: int, path: Path, data: bytes) -> None:
-    point("write", path)
     view = memoryview(data)
+    if view:
+        point("write", path)
     while view:
         written = os.write(fd, view)
         view = view[written:]

@@ -131,8 +131,11 @@ class Box:
         *,
         after_death: Callable[[str], object] = len,
         meanwhile: Callable[[], None] = lambda: None,
+        linger: float = 0.0,
     ) -> Seen:
         """Live through a chapter and stop; `after_death` looks at the disk before anything starts again.
+
+        `linger`: seconds after the chapter's end in which what is planned may still come.
 
         Raises Stuck, with the newest state, when the end is not reached.
         """
@@ -143,7 +146,7 @@ class Box:
         self.world.turn_to(chapter)
         self.start(plan)
         try:
-            while how := self._tend(chapter, begun + PATIENCE_S, meanwhile):
+            while how := self._tend(chapter, begun + PATIENCE_S, meanwhile, linger):
                 seen.ends.append(how)
                 self._hang_up()
                 after_death(how)
@@ -152,18 +155,24 @@ class Box:
                 self.start(None)
         finally:
             self.close()
+        seen.fired = self._fired()
         for line in self._log.read_text().splitlines():
-            if line == "!":
-                seen.fired = True
-            else:
+            if line != "!":
                 seen.points[Point(*line.split("|"))] += 1
         seen.seconds = time.monotonic() - begun
         return seen
 
-    def _tend(self, chapter: Chapter, limit: float, meanwhile: Callable[[], None]) -> str:
+    def _fired(self) -> bool:
+        return "\n!\n" in self._log.read_text()
+
+    def _tend(self, chapter: Chapter, limit: float, meanwhile: Callable[[], None], linger: float) -> str:
         """Tend one process to the chapter's end and stop it: "", or how it ended before its time."""
         if how := self.tend(chapter, self.ended, limit, meanwhile):
             return how
+        end = time.monotonic() + linger
+        while time.monotonic() < end and not self._fired():
+            if how := self.tend(chapter, self.ended, limit, meanwhile):
+                return how
         how = self.stop()
         return "" if how == "0" else how
 

@@ -2,16 +2,21 @@
 
     python tests/torture/campaign.py --seconds 60 --seed 7             # every stage
     python tests/torture/campaign.py --only kill,cut-xfs --sample 40   # some stages, a seeded sample of their points
+    python tests/torture/campaign.py --only errors --limit 280         # five minutes of it; the same again goes on
+    python tests/torture/campaign.py --again 'update: swap|models/digits/current|Activating|1|kill|free'
 
-Stages: kill, errors, cut-ext4, cut-xfs, planted (a missing fsync must be caught), hostile (links planted, leftovers,
-a second updater), strace, random (seeded faults of all kinds for --seconds), loop (real inference under chaos),
-fuzz. A stage that this host cannot run is named with the reason. Exit status 0 when nothing failed.
+Stages: kill, errors, memory, cut-ext4, cut-xfs, planted (a missing fsync must be caught), hostile (links planted,
+leftovers, a second updater), strace, random (seeded faults of all kinds for --seconds), loop (real inference under
+chaos, a database that is full or rubbish), fuzz. A stage that this host cannot run is named with the reason. Exit
+status 0 when nothing failed.
 """
 
 import argparse
 import contextlib
 import fcntl
+import functools
 import json
+import math
 import os
 import random
 import re
@@ -28,14 +33,25 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # processes are forked from this one: 
 ROOT: Final = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
-from torture import disks, fuzz, hostile, report  # noqa: E402 - the lines above make them importable
-from torture.device import ERRORS, Plan  # noqa: E402 - the same
+from torture import crew, disks, fuzz, hostile, report, tracing  # noqa: E402 - the lines above make them importable
+from torture.book import Book  # noqa: E402 - the same
+from torture.device import ERRORS, MEMORY, PACES, Plan  # noqa: E402 - the same
 from torture.disks import Disk  # noqa: E402 - the same
-from torture.matrix import Matrix, Outcome  # noqa: E402 - the same
-from torture.world import Chapter  # noqa: E402 - the same
+from torture.matrix import ELSEWHERE, Matrix, Outcome  # noqa: E402 - the same
+from torture.mistakes import MISTAKES  # noqa: E402 - the same
+from torture.world import CHAPTERS  # noqa: E402 - the same
 
-STAGES: Final = ("kill", "errors", "cut-ext4", "cut-xfs", "planted", "hostile", "strace", "random", "loop", "fuzz")
 RESULTS: Final = ROOT / "build" / "torture.json"
+POINTED: Final = {  # stages that give every point a fault, the kinds of fault, and the file system that is lost
+    "kill": (("kill",), ""),
+    "errors": (tuple(ERRORS), ""),
+    "memory": (MEMORY, ""),
+    "cut-ext4": (("cut-1", "cut-2"), "ext4"),
+    "cut-xfs": (("cut-1", "cut-2"), "xfs"),
+}
+STAGES: Final = (*POINTED, "planted", "hostile", "strace", "random", "loop", "fuzz")
+NEVER: Final = "not reached in any try"
+DATABASE: Final = "tests/torture/test_results_database.py"
 Counts = dict[str, Any]
 
 
@@ -51,8 +67,9 @@ class Campaign:
         """One stage; its counts. `not_run` is the reason why there are none."""
         begun = time.monotonic()
         before = len(self.failures)
-        counts: Counts = getattr(self, f"_{stage.partition('-')[0]}")(stage)
-        counts["failures"] = len(self.failures) - before
+        counts: Counts = self._points(stage) if stage in POINTED else getattr(self, f"_{stage}")()
+        counts.setdefault("failures", len(self.failures) - before)
+        counts["commit"] = commit()
         counts["seconds"] = round(time.monotonic() - begun, 1)
         return counts
 
@@ -64,80 +81,80 @@ class Campaign:
     # -- the matrix --------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _matrix(self, kind: str = "", prepare: Callable[[], None] | None = None) -> Iterator[Matrix]:
+    def _matrix(self, kind: str = "", prepare: Callable[[], None] | None = None, lives: int = 2) -> Iterator[Matrix]:
         place = Path(tempfile.mkdtemp(dir=self.place))
         with contextlib.ExitStack() as stack:
             stack.callback(shutil.rmtree, place)
             disk = stack.enter_context(Disk(kind, place)) if kind else None
             matrix = Matrix(place, disk, prepare)
             stack.callback(matrix.close)
-            for outcome in matrix.enumerate():
+            for outcome in matrix.enumerate(lives):
                 if outcome.problems:
                     self.fail(f"{outcome}\n{outcome.output}")
             yield matrix
 
-    def _sampled(self, plans: list[tuple[Chapter, Plan]]) -> list[tuple[Chapter, Plan]]:
-        if self.options.sample:
-            plans = random.Random(self.options.seed).sample(
-                sorted(plans, key=str), min(self.options.sample, len(plans))
-            )
-        return plans
+    def _points(self, stage: str) -> Counts:
+        """Every point that undisturbed lives showed, in its turn; what an earlier call did is not done again."""
+        kinds, disk = POINTED[stage]
+        if disk and (why := disks.missing((disk,))):
+            return {"not_run": why}
+        options = self.options
+        until = time.monotonic() + options.limit if options.limit else math.inf
+        place = RESULTS.parent / "torture" if options.record else self.place
+        head = {"commit": commit(), "seed": options.seed, "turns": options.turns, "sample": options.sample}
+        book = Book(place / f"{stage}.jsonl", head)
+        scratch = Path(tempfile.mkdtemp(dir=self.place))
+        with self._matrix(disk, lives=4) as matrix:
+            book.plan(self._keys(matrix, kinds, known=len(book.planned())))
+        task = crew.Task(
+            book,
+            scratch,
+            until,
+            make=lambda: self._matrix(disk, lives=1),
+            told=lambda text: print(f"FAILED {text}", flush=True),
+        )
+        crew.live(task, options.jobs)
+        self.failures += (problems := [text for text in book.problems() if not text.endswith(NEVER)])
+        for text in set(book.problems()) - set(problems):
+            print(text, flush=True)
+        return {**counted(book), "failures": len(problems)}
 
-    def _points(self, matrix: Matrix, *kinds: str) -> Counts:
+    def _keys(self, matrix: Matrix, kinds: tuple[str, ...], known: int) -> list[str]:
+        """Plans as lines: each kind at each point, or where they take turns one kind at each."""
         plans = matrix.plans(*kinds)
-        if self.options.full:
+        if not self.options.turns:
             plans = [(chapter, plan._replace(kind=kind)) for chapter, plan in plans for kind in kinds]
-        chosen = self._sampled(plans)
-        injected, survived, unreached = set(), 0, []
-        for number, (chapter, plan) in enumerate(chosen, 1):
-            if number % 100 == 0:
-                print(f"{number} of {len(chosen)}", flush=True)
-            outcome = matrix.run(chapter, plan)
-            survived += self._judge(outcome)
-            if outcome.fired:
-                injected.add((chapter.name, plan.point))
-            else:
-                unreached.append(f"{chapter.name}: {plan}")
-        for name in unreached:
-            print(f"not reached in any try: {name}", flush=True)
-        return {
-            "points_seen": len({(chapter.name, plan.point) for chapter, plan in plans}),
-            "points_chosen": len({(chapter.name, plan.point) for chapter, plan in chosen}),
-            "points_injected": len(injected),
-            "cycles": len(chosen),
-            "survived": survived,
-        }
+        keys = [f"{chapter.name}: {plan}" for chapter, plan in plans]
+        if self.options.sample:
+            number = max(0, min(self.options.sample - known, len(keys)))
+            keys = random.Random(self.options.seed).sample(sorted(keys), number)
+        return keys
+
+    def again(self, text: str, times: int) -> None:
+        """Live one plan, as a failure named it, some times."""
+        kind = Plan.read(text.partition(": ")[2]).kind
+        with self._matrix("ext4" if kind.startswith("cut-") else "", self._planted_mistake()) as matrix:
+            for _ in range(times):
+                done = crew.one(matrix, text, self.fail)
+                print(f"{text}: {'; '.join(done.problems) or ('good' if done.fired else NEVER)}", flush=True)
+
+    def _planted_mistake(self) -> Callable[[], None] | None:
+        return MISTAKES[self.options.plant] if self.options.plant else None
 
     def _judge(self, outcome: Outcome) -> bool:
         if outcome.problems:
-            self.fail(f"{outcome} (processes ended: {', '.join(outcome.ends) or 'none'})\n{outcome.output[-2000:]}")
+            again = f"again: --again '{outcome.chapter}: {outcome.plan}'"
+            ends = ", ".join(outcome.ends) or "none"
+            self.fail(f"{outcome} (processes ended: {ends}); {again}\n{outcome.output[-2000:]}")
         return not outcome.problems and outcome.fired
-
-    def _kill(self, stage: str) -> Counts:
-        del stage
-        with self._matrix() as matrix:
-            return self._points(matrix, "kill")
-
-    def _errors(self, stage: str) -> Counts:
-        del stage
-        with self._matrix() as matrix:
-            return self._points(matrix, *ERRORS)
-
-    def _cut(self, stage: str) -> Counts:
-        kind = stage.partition("-")[2]
-        if why := disks.missing((kind,)):
-            return {"not_run": why}
-        with self._matrix(kind) as matrix:
-            return self._points(matrix, "cut-1", "cut-2")
 
     # -- single questions --------------------------------------------------------------------------------------
 
-    def _planted(self, stage: str) -> Counts:
+    def _planted(self) -> Counts:
         """The same device, but files are not synced: the campaign must notice, or it proves nothing."""
-        del stage
         if why := disks.missing(("ext4",)):
             return {"not_run": why}
-        with self._matrix("ext4", hostile.forget_fsync) as matrix:
+        with self._matrix("ext4", MISTAKES["fsync"]) as matrix:
             plans = [
                 (chapter, plan._replace(kind="cut-1"))
                 for chapter, plan in matrix.plans("cut-1")
@@ -148,8 +165,7 @@ class Campaign:
             self.fail("a missing fsync was planted and not one power cut showed it")
         return {"cycles": min(20, len(plans)), "caught": caught}
 
-    def _hostile(self, stage: str) -> Counts:
-        del stage
+    def _hostile(self) -> Counts:
         with self._matrix() as matrix:
             told = {name: question(matrix) for name, question in hostile.QUESTIONS.items()}
         for name, problems in told.items():
@@ -157,45 +173,43 @@ class Campaign:
                 self.fail(f"{name}: {'; '.join(problems)}")
         return {"cycles": len(told), "survived": sum(not problems for problems in told.values())}
 
-    def _strace(self, stage: str) -> Counts:
-        del stage
+    def _strace(self) -> Counts:
         if shutil.which("strace") is None:
             return {"not_run": "strace is not installed"}
         with self._matrix() as matrix:
-            found = hostile.trace(matrix)
+            found = tracing.trace(matrix, CHAPTERS)
         for problem in found.problems:
             self.fail(problem)
-        return {"cycles": 1, "calls": found.calls}
+        return {"cycles": len(CHAPTERS), "calls": found.calls, "points_traced": found.points}
 
-    def _random(self, stage: str) -> Counts:
-        """Faults of all kinds, in chapters and at points drawn from the seed."""
-        del stage
+    def _random(self) -> Counts:
+        """Faults of all kinds, in chapters, at points and in orders of threads drawn from the seed."""
         chance = random.Random(self.options.seed)
-        kinds = ["kill", "kill", *ERRORS]
+        kinds = ["kill", "kill", *ERRORS, *MEMORY]
         disk = "" if (missing := disks.missing(("ext4",))) else "ext4"
         if disk:
             kinds += ["cut-1", "cut-2", "cut-1", "cut-2"]
         else:
             print(f"random: no power is cut: {missing}")
         cycles = survived = 0
-        with self._matrix(disk) as matrix:
-            plans = sorted(matrix.plans("kill", most=100), key=str)  # threads see points in no fixed order
+        with self._matrix(disk, self._planted_mistake()) as matrix:
+            # Only points that every life has, in a fixed order: the same seed draws the same faults.
+            plans = sorted(matrix.steady_plans(), key=str)
             end = time.monotonic() + self.options.seconds
-            while time.monotonic() < end:
-                chapter, plan = chance.choice(plans)
-                plan = plan._replace(kind=chance.choice(kinds))
-                if plan.kind != "kill" and plan.point.place == "(elsewhere)":
+            while cycles < self.options.cycles if self.options.cycles else time.monotonic() < end:
+                chapter, point, most = chance.choice(plans)
+                kind, pace, late = chance.choice(kinds), chance.choice(PACES[:2]), chance.random()
+                if kind != "kill" and point.place == ELSEWHERE:
                     continue
                 cycles += 1
-                survived += self._judge(matrix.run(chapter, plan))
+                survived += self._judge(matrix.run(chapter, Plan(point, 1 + int(late * late * most), kind, pace)))
         return {"cycles": cycles, "survived": survived, "seed": self.options.seed}
 
-    def _loop(self, stage: str) -> Counts:
+    def _loop(self) -> Counts:
         """Real inference, real workers: its own chaos, where every frame must end exactly once."""
-        del stage
         seconds = min(60, self.options.seconds)
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-s", "tests/inference/test_chaos.py"],
+            [sys.executable, "-m", "pytest", "-q", "-s", "tests/inference/test_chaos.py", DATABASE],
             cwd=ROOT,
             env={**os.environ, "CHAOS_SECONDS": str(seconds), "CHAOS_SEED": str(self.options.seed)},
             capture_output=True,
@@ -208,8 +222,7 @@ class Campaign:
             return {"cycles": 1}
         return {"cycles": 1, "survived": 1, "frames": int(said[1]), "frames_lost": 0}
 
-    def _fuzz(self, stage: str) -> Counts:
-        del stage
+    def _fuzz(self) -> Counts:
         each = {}
         for name, parser in fuzz.PARSERS.items():
             tried, problem = fuzz.run(parser, self.options.inputs, self.options.seed)
@@ -217,6 +230,34 @@ class Campaign:
             if problem:
                 self.fail(f"fuzz {name}: {problem}")
         return {"inputs": each}
+
+
+def counted(book: Book) -> Counts:
+    """A book's counts. A point counts as injected when all that was planned for it has struck."""
+    done = {entry.key: entry for entry in book.done()}
+    points: dict[tuple[str, ...], bool] = {}
+    for key in book.planned():
+        name, _, text = key.partition(": ")
+        point = (name, *Plan.read(text).point)
+        points[point] = points.get(point, True) and key in done and done[key].fired
+    return {
+        "points_seen": len(points),
+        "points_injected": sum(points.values()),
+        "cycles": len(done),
+        "left": len(book.left()),
+        "survived": sum(entry.fired and not entry.problems for entry in done.values()),
+    }
+
+
+@functools.cache
+def commit() -> str:
+    """The commit that is tortured, with a + where the product was edited since."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "src") else "")
 
 
 def record(stage: str, counts: Counts) -> None:
@@ -237,7 +278,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default=",".join(STAGES), metavar="STAGE,...")
     parser.add_argument("--sample", type=int, default=0, help="so many plans of each stage; 0: all")
-    parser.add_argument("--full", action="store_true", help="every kind at every point, not one kind each in turn")
+    parser.add_argument("--turns", action="store_true", help="one kind at each point, in turn, not each kind at each")
+    parser.add_argument("--jobs", type=int, default=2, help="devices that are tortured at the same time")
+    parser.add_argument("--limit", type=float, default=0.0, help="seconds for a stage; with --record the rest is next")
+    parser.add_argument("--cycles", type=int, default=0, help="of random faults, in place of --seconds")
+    parser.add_argument("--again", metavar="PLAN", help="live this plan of a failure, and nothing else")
+    parser.add_argument("--times", type=int, default=10, help="how often, with --again")
+    parser.add_argument("--plant", choices=MISTAKES, help="a mistake that random faults have to find")
     parser.add_argument("--inputs", type=int, default=10_000, help="inputs for each fuzzed parser")
     parser.add_argument("--record", action="store_true", help="write build/torture.json and docs/reliability.md")
     options = parser.parse_args()
@@ -251,6 +298,9 @@ def main() -> int:
     results: dict[str, Counts] = {}
     try:
         campaign = Campaign(options, place)
+        if options.again:
+            campaign.again(options.again, options.times)
+            stages = []
         for stage in stages:
             print(f"{stage} ...", flush=True)
             results[stage] = campaign.run(stage)
@@ -259,7 +309,8 @@ def main() -> int:
                 record(stage, results[stage])
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    print(report.summary(results))
+    if results:
+        print(report.summary(results))
     return 1 if campaign.failures else 0
 
 

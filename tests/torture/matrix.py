@@ -5,7 +5,8 @@
     outcome = matrix.run(plans[0])                    # outcome.problems is empty, or a failure
 
 A chapter begins from a copy of what an undisturbed life left before it. Threads make the order of points vary: a
-point that did not come in its run is tried again, and reported as not reached if it never does.
+point that did not come in its run is tried again with the threads in the order that leads to it (device.py), and
+reported as not reached if it never does.
 """
 
 from collections import Counter
@@ -16,11 +17,13 @@ from typing import Final
 
 from torture.box import Box, Seen, Stuck, copy_tree
 from torture.checks import disk_problems, end_problems
-from torture.device import ERRORS, Plan, Point
+from torture.device import ERRORS, MEMORY, PACES, Plan, Point
 from torture.disks import Disk
 from torture.world import CHAPTERS, Chapter, Player, World
 
-TRIES: Final = 6
+TRIES: Final = PACES * 2
+LINGERS_S: Final = 0.4  # at the end of a chapter, where a point is still to come
+NOWHERE: Final = Plan(Point("", "", ""), 1, "kill", "eager")  # never strikes: an undisturbed life in order
 ELSEWHERE: Final = "(elsewhere)"  # not in the state directory: a power cut or a full disk does not concern it
 
 
@@ -50,6 +53,7 @@ class Matrix:
         self._bases = directory / "bases"
         self._bases.mkdir()
         self.points: dict[str, Counter[Point]] = {}
+        self.always: dict[str, Counter[Point]] = {}
         self.histories: dict[str, bytes] = {}
 
     def close(self) -> None:
@@ -61,7 +65,10 @@ class Matrix:
         return self._bases / chapter.name
 
     def enumerate(self, lives: int = 2) -> list[Outcome]:
-        """Live all chapters undisturbed, note their beginnings and their points; outcomes with their problems."""
+        """Live all chapters undisturbed, note their beginnings and their points; outcomes with their problems.
+
+        The last of several lives is an `eager` one.
+        """
         outcomes = []
         for life in range(lives):
             for chapter in CHAPTERS:
@@ -69,11 +76,12 @@ class Matrix:
                     copy_tree(self.world.state_dir, self._bases / chapter.name)
                     history = self.world.state_dir / "history.jsonl"
                     self.histories[chapter.name] = history.read_bytes() if history.exists() else b""
-                outcome, seen = self._live(chapter, None, renew=life > 0)
+                planned = NOWHERE if 0 < life == lives - 1 else None
+                outcome, seen = self._live(chapter, planned, renew=life > 0)
                 outcomes.append(outcome)
                 known = self.points.setdefault(chapter.name, Counter())
-                for point, count in seen.points.items():
-                    known[point] = max(known[point], count)
+                self.points[chapter.name] = known | seen.points
+                self.always[chapter.name] = self.always.get(chapter.name, seen.points) & seen.points
         return outcomes
 
     def plans(self, *kinds: str, most: int = 1) -> list[tuple[Chapter, Plan]]:
@@ -89,10 +97,14 @@ class Matrix:
             (chapter, Plan(point, nth, kinds[place % len(kinds)])) for place, (chapter, point, nth) in enumerate(found)
         ]
 
+    def steady_plans(self) -> list[tuple[Chapter, Point, int]]:
+        """Points that each enumerated life has shown, with the least number of times that it did."""
+        return [(chapter, point, count) for chapter in CHAPTERS for point, count in self.always[chapter.name].items()]
+
     def run(self, chapter: Chapter, plan: Plan) -> Outcome:
-        """One chapter with one fault; tried again while the point does not come."""
-        for _ in range(TRIES):
-            outcome, _seen = self._live(chapter, plan, renew=True)
+        """One chapter with one fault; tried again, in other orders of threads, while the point does not come."""
+        for pace in TRIES[TRIES.index(plan.pace) :]:
+            outcome, _seen = self._live(chapter, plan._replace(pace=pace), renew=True)
             if outcome.fired or outcome.problems:
                 break
         return outcome
@@ -114,14 +126,23 @@ class Matrix:
             problems.extend(f"after it was {how}: {problem}" for problem in disk_problems(self.world, allowed))
 
         try:
-            seen = self.box.live(chapter, plan, after_death=after_death)
+            seen = self.box.live(chapter, plan, after_death=after_death, linger=LINGERS_S)
         except Stuck as stuck:
             seen = Seen(fired=True)
             problems.append(str(stuck))
         else:
             problems += end_problems(self.world, chapter, self.histories[chapter.name])
-            expected = ["killed"] if plan is not None and plan.kind not in ERRORS and seen.fired else []
-            if plan is None or plan.kind not in ERRORS:
-                problems += [f"the process ended: {how}" for how in seen.ends if [how] != expected]
+            problems += [f"the process ended: {how}" for how in seen.ends if how not in _ends(plan, seen)]
         output = self.box.output() if problems else ""
         return Outcome(chapter.name, plan, problems, seen.fired, seen.ends, output), seen
+
+
+def _ends(plan: Plan | None, seen: Seen) -> tuple[str, ...]:
+    """How the process may end before its time under such a plan; it is once only where it is killed."""
+    if plan is None or not seen.fired:
+        return ()
+    if plan.kind in ERRORS:
+        return tuple(seen.ends)
+    if plan.kind in MEMORY:  # as any error of the program: it ends, at once, and is started again
+        return ("1", "70", "71", "SIGABRT", "SIGSEGV")
+    return ("killed",) if len(seen.ends) == 1 else ()

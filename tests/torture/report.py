@@ -15,14 +15,15 @@ BEGIN: Final = "<!-- counts: written by make torture -->"
 END: Final = "<!-- end of counts -->"
 WHAT: Final = {
     "kill": "SIGKILL at every point",
-    "errors": "ENOSPC, EIO, EROFS, EMFILE, inodes out at the points",
+    "errors": "ENOSPC, EIO, EROFS, EMFILE, inodes out at every point",
+    "memory": "no memory (MemoryError; a limit that leaves not a page) at every point",
     "cut-ext4": "power cut, ext4 (`noauto_da_alloc`)",
     "cut-xfs": "power cut, XFS",
     "planted": "power cut with a missing fsync planted (must be caught)",
     "hostile": "links planted, 10,000 leftovers, a second updater",
-    "strace": "writes past `durable.py` (system calls looked at)",
+    "strace": "system calls under `strace`, each held against its point",
     "random": "random faults of all kinds, seeded",
-    "loop": "real inference under chaos (frames)",
+    "loop": "real inference under chaos, its database full or rubbish (frames)",
     "fuzz": "fuzzed parsers (inputs)",
 }
 Results = Mapping[str, Mapping[str, Any]]

@@ -1,6 +1,7 @@
 """A sample of the campaign as tests: minutes with `script/test --all`, single questions and small numbers otherwise."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,32 +12,50 @@ import pytest
 
 from modelagent import durable
 from torture import disks, hostile, report
+from torture.book import Book, Done
 from torture.device import Plan, Point, place_of
 from torture.matrix import Matrix
+from torture.tracing import judge, trace
+from torture.world import CHAPTERS
 
 CAMPAIGN = Path(__file__).with_name("campaign.py")
 SEED = os.environ.get("TORTURE_SEED", "1")
 
 
-def campaign(*words: str) -> str:
+def campaign(*words: str, code: int = 0) -> str:
     """Run it in a process of its own: it forks, and takes a view of mounts for itself."""
     done = subprocess.run(
         [sys.executable, str(CAMPAIGN), "--seed", SEED, *words], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.mark.torture
 def test_a_seeded_sample_of_every_stage() -> None:
     assert not disks.missing(), disks.missing()
-    said = campaign("--only", "kill,errors,cut-ext4,cut-xfs,random,strace", "--sample", "30", "--seconds", "20")
+    said = campaign("--only", "kill,errors,memory,cut-ext4,cut-xfs,random,strace", "--sample", "30", "--seconds", "20")
     assert "not_run" not in said, said
 
 
 @pytest.mark.torture
 def test_power_cuts_find_a_missing_fsync() -> None:
     assert '"caught"' in campaign("--only", "planted")
+
+
+@pytest.mark.torture
+def test_a_seed_reproduces_a_failure() -> None:
+    words = ("--only", "random", "--cycles", "60", "--plant", "swap")
+    first, second = (failures(*words) for _ in range(2))
+    assert first, "a link that is gone for a moment was not found"
+    assert first == second
+    again = first[0].partition("FAILED ")[2].split(": ")
+    said = campaign("--again", ": ".join(again[:2]), "--times", "1", "--plant", "swap", code=1)
+    assert first[0] in said
+
+
+def failures(*words: str) -> list[str]:
+    return [line.partition(" (processes")[0] for line in campaign(*words, code=1).splitlines() if "FAILED" in line]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +80,78 @@ def test_hostile_places(matrix: Matrix, question: str) -> None:
     assert hostile.QUESTIONS[question](matrix) == []
 
 
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("place", "phase"),
+    [("models/digits/fallback", "Idle"), ("models/digits/fallback", "Deferred"), ("commands/new.log", "Idle")],
+)
+def test_a_point_is_reached_in_the_phase_that_a_plan_names(matrix: Matrix, place: str, phase: str) -> None:
+    """The first two are one write, of a hand that is quicker or slower than the machine."""
+    operation = "append" if place.startswith("commands") else "swap"
+    chapter = next(chapter for chapter in CHAPTERS if chapter.name == "edit" or operation == "append")
+    outcome = matrix.run(chapter, Plan(Point(operation, place, phase), 1, "kill"))
+    assert outcome.problems == [], outcome.output
+    assert outcome.fired
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", ["memory", "starved"])
+def test_without_memory(matrix: Matrix, kind: str) -> None:
+    plans = [(c, p) for c, p in matrix.plans(kind) if c.name == "update" and p.point.operation in {"swap", "rename"}]
+    outcome = matrix.run(*plans[len(plans) // 2])
+    assert outcome.problems == [], outcome.output
+
+
+@pytest.mark.process
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_each_change_has_its_point_and_each_point_its_change(matrix: Matrix) -> None:
+    good = trace(matrix, (hostile.UPDATE,))
+    assert good.problems == []
+    assert good.calls > 50
+    bad = trace(matrix, (hostile.UPDATE,), mistake="write")
+    assert any("open" in problem and "/note" in problem for problem in bad.problems)
+    assert any("write(" in problem for problem in bad.problems)
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        (["M/write/s/a", 'write(3</s/a>, "x"..., 9) = 9', 'write(3</s/a>, "x"..., 4) = 4'], ""),
+        (["M/rename/s/a", 'rename("/s/.a", "/s/a") = 0'], ""),
+        (["M/rename/s/a", 'rename("/s/.a", "/s/b") = 0'], "not announced"),
+        (["M/unlink/s/a", 'unlink("/s/a") = -1 ENOENT (No such file)'], ""),
+        (["M/unlink/s/a", 'unlink("/s/a") = 0', 'unlink("/s/a") = 0'], "not announced"),
+        (["M/fsync/s/a"], "not done"),
+        (["M/write/s/a", 'openat(AT_FDCWD</>, "/s/a", O_RDONLY) = 3</s/a>'], "not done"),
+        (['mkdirat(4</s>, "b", 0777) = 0'], "not announced"),
+        (['openat(AT_FDCWD</s>, "b", O_RDWR|O_CLOEXEC) = 4</s/b>'], "not announced"),
+        (["ftruncate(3</s/a>, 0) = 0"], "not announced"),
+        (['utimensat(AT_FDCWD</>, "/s/a", [], 0) = 0'], "not announced"),
+        (["M/symlink/s/a", 'symlink("t", "/s/a") = 0', 'utimensat(AT_FDCWD</>, "/s/a", [], 0) = 0'], ""),
+    ],
+)
+def test_the_judge_of_system_calls(lines: list[str], problem: str) -> None:
+    told = [f'readlink("/torture-point/{line[2:]}", 0x7f, 4095) = -1 E' if line[0] == "M" else line for line in lines]
+    other = ['8 write(5</s/c>, "x" <unfinished ...>', "8 <... write resumed>, 1) = 1"]
+    before = ['8 readlink("/torture-point/write/s/c", 0x7f, 4095) = -1 ENOENT (No such file or directory)', other[0]]
+    found = judge("\n".join([*before, *(f"7 {line}" for line in told), other[1]]), "/s")
+    assert any(problem in text for text in found.problems) if problem else not found.problems, found
+
+
+def test_a_book_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "book"
+    book = Book(path, {"commit": "a"})
+    book.plan(["x: 1", "x: 2"])
+    book.note(Done("x: 1", fired=True, problems=[]))
+    book = Book(path, {"commit": "a"})
+    book.plan(["x: 2", "x: 3"])
+    assert book.left() == ["x: 2", "x: 3"]
+    book.note(Done("x: 2", fired=False, problems=[]))
+    book.note(Done("x: 3", fired=True, problems=["gone"]))
+    assert book.problems() == ["x: 3: gone", "x: 2: not reached in any try"]
+    assert Book(path, {"commit": "b"}).planned() == [], "another commit is another book"
+
+
 def test_places_are_classes() -> None:
     digest = "0123456789abcdef" * 4
     assert place_of(f"/s/models/digits/slots/{digest}/model.tflite", "/s") == "models/digits/slots/*/model.tflite"
@@ -70,7 +161,7 @@ def test_places_are_classes() -> None:
 
 
 def test_a_plan_can_be_written_down() -> None:
-    plan = Plan(Point("swap", "models/digits/current", "Activating"), 2, "cut-1")
+    plan = Plan(Point("swap", "models/digits/current", "Activating"), 2, "cut-1", "held")
     assert Plan.read(str(plan)) == plan
 
 

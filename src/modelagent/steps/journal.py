@@ -69,7 +69,7 @@ class Journal(Generic[S]):
         self.directory = state_dir / "models" / model
         self.path = self.directory / "state"
         self.history = state_dir / "history.jsonl"
-        self._adapter: TypeAdapter[S] = TypeAdapter(kind)
+        self._adapter: TypeAdapter[S] = _adapter(kind)
         self._limit = limit
         self._clock = clock
         self._seq: int | None = None  # None until loaded: writing blindly could reuse a number
@@ -191,6 +191,16 @@ class Journal(Generic[S]):
             size *= 2
         durable.write_atomic(self.path, block.ljust(2 * size, b"\0"), mode=_MODE)
         self._anew, self._block, self._next = False, size, 1
+
+
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    """Made once a process: it takes as long as hundreds of writes, and every model has a journal."""
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
+
+
+_adapters: Final[dict[type[Any], TypeAdapter[Any]]] = {}
 
 
 def read_history(state_dir: Path, last: int | None = None, model: str | None = None) -> list[dict[str, Any]]:

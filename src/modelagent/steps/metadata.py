@@ -71,7 +71,7 @@ class View:
         self._directory = directory
         self._door = Door(source)
         with durable.device_errors("the metadata cache"):
-            for path in (directory, directory / "targets"):
+            for path in (directory, directory / "targets", directory / "root_history"):
                 if not durable.is_directory(path):  # a check without news must not write, nor wait for the disk
                     durable.make_directory(path)
         try:

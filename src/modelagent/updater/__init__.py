@@ -463,8 +463,10 @@ class Updater:
 
 def _end_process(failure: threading.ExceptHookArgs) -> None:
     """A programmer error in a thread ends the process: started again it goes on, half alive it would not."""
-    _log.critical("thread %s failed", failure.thread.name if failure.thread else "?", exc_info=failure.exc_value)
-    os._exit(70)
+    try:
+        _log.critical("thread %s failed", failure.thread.name if failure.thread else "?", exc_info=failure.exc_value)
+    finally:  # without memory even a line in the log is too much
+        os._exit(70)
 
 
 def _seed(state_dir: Path) -> str:

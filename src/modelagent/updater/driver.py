@@ -178,6 +178,7 @@ class Driver:
                 else:
                     self._due = dict.fromkeys(self.states, 0.0)
             if not stopping():
+                self.hands.check()
                 self._look()
                 self._turn_due()
             beat()

@@ -95,6 +95,15 @@ class Hands:
         if work is not None:
             work.abandon()
 
+    def check(self) -> None:
+        """Raise RuntimeError when a thread has died: what it had taken up, and all that is queued, would never end.
+
+        A thread that finds no memory may die without a word: not even `threading.excepthook` is called then.
+        """
+        for thread in self._threads:
+            if not thread.is_alive():
+                raise RuntimeError(f"the thread {thread.name} is gone; the process has to be started again")
+
     def stop(self, timeout: float = 4.0) -> None:
         """Abandon everything and end the threads; a step that does not listen is left to the process's end."""
         with self._guard:
