@@ -15,7 +15,7 @@ from itertools import product
 from random import Random
 from typing import Any, Final
 
-from device_simulator import Conduct, Device, release
+from device_simulator import QUICK, Conduct, Device, release
 from modelagent.core import effects
 from modelagent.core.events import (
     ConfigWish,
@@ -42,10 +42,24 @@ from modelagent.core.verdicts import Allow, CanaryVerdict, Outcome, ProbationVer
 from modelagent.errors import Remedy
 
 HIGHEST: Final = 8
+# Labels may come so much later that a device has been restarted, or is busy with the next release.
+PATIENT: Final = replace(QUICK, label_horizon_s=600.0)
+TRUTHS: Final = ("alike", "alike", "worse", "better")
 LIVES: Final = ("good", "good", "good", "good", "bad", "open", "crash", "refuse", "hang")
 OUTCOMES: Final = (*Outcome, *[Outcome.PASS] * 6)
 VERBS: Final = tuple(verb for verb in Verb.ALL if verb != Verb.CONFIG)
-HANDS: Final = ("Check", "Acquire", "Stage", "RunCanary", "Activate", "Revert", "Confirm", "SetFallback", "Stop")
+HANDS: Final = (
+    "Check",
+    "Acquire",
+    "Stage",
+    "RunCanary",
+    "Activate",
+    "Revert",
+    "Confirm",
+    "SetFallback",
+    "SetShadow",
+    "Stop",
+)
 GATES: Final = ("check", "acquire", "canary", "activate")
 
 
@@ -86,6 +100,12 @@ class Chaos:
             self.device.failing.pop(hand, None)
         else:
             self.device.failing[hand] = remedy
+
+    def move_input(self, model: str, *, away: bool) -> None:
+        if away:
+            self.device.drifting.add(model)
+        else:
+            self.device.drifting.discard(model)
 
     def rot(self, model: str, number: int) -> None:
         here = self.device.stores[model].slots.get(release(model, number).digest)
@@ -156,7 +176,9 @@ class Chaos:
         device = self.device
         model, number = rng.choice(device.models), rng.randint(1, HIGHEST)
         device.draw, device.too_late = rng.random() * 0.99, rng.random() < 0.5
-        match rng.choices(range(23), (40, 20, 30, 12, 1, 2, 2, 1, 6, 2, 2, 2, 2, 1, 2, 3, 2, 6, 3, 1, 3, 3, 1))[0]:
+        match rng.choices(range(25), (40, 20, 30, 12, 1, 2, 2, 1, 6, 2, 2, 2, 2, 1, 2, 3, 2, 6, 3, 1, 3, 3, 1, 4, 1))[
+            0
+        ]:
             case 0:
                 device.tick(rng.choice((1.0, 1.0, 2.0, 4.0)), drain=rng.random() < 0.3)
             case 1:
@@ -214,6 +236,10 @@ class Chaos:
                     forbid=rng.choice(((), ("1.3.0",))),
                     safe_action=rng.choice(("stop", "keep-and-alarm")),
                 )
+            case 23:
+                device.label(model)
+            case 24:
+                self.move_input(model, away=rng.random() < 0.5)
         self.check_rest()
 
     def check_rest(self) -> None:
@@ -237,6 +263,7 @@ class Chaos:
         device = self.device
         device.gates.clear()
         device.failing.clear()
+        device.drifting.clear()
         device.broken_after.clear()
         device.full, device.kill_at, device.changed = False, -1, 0.0
         device.wall = max(device.wall, 1e6)
@@ -251,6 +278,9 @@ class Chaos:
             here = device.stores[model]
             assert (state.current, state.link) == (here.current, here.link)
             assert state.fallback == here.fallback
+            open_test = state.aftercare
+            wanted = open_test.previous if open_test is not None and open_test.drifted else None
+            assert here.shadow == wanted, "the shadow runs while a drift is compared, and no longer"
             assert {s.release.digest for s in state.slots} <= set(here.slots)
             marks = {s.release.digest: s.confirmed for s in state.slots}
             assert state.current is None or marks[state.current] == here.slots[state.current].confirmed
@@ -365,6 +395,7 @@ def _kind(device: Device, state: State) -> tuple[object, ...]:
         state.attempts.failures >= device.rules.attempts - 1,
         state.desired.wish.safe_action,
         state.timer is None,
+        state.aftercare is not None and state.aftercare.digest == state.current,
     )
 
 
@@ -378,10 +409,11 @@ def seeded(seed: int, steps: int, watch: Callable[[Device, str], None] | None = 
     `watch` is told after every change of phase.
     """
     rng = Random(seed)
-    chaos = Chaos(Device("a", "b", vacuum=rng.random() < 0.7))
+    chaos = Chaos(Device("a", "b", rules=PATIENT, vacuum=rng.random() < 0.7))
     for model in chaos.device.models:
         conducts = [
-            Conduct(tuple(rng.choices(OUTCOMES, k=rng.randint(1, 3))), rng.choice(LIVES)) for _ in range(HIGHEST)
+            Conduct(tuple(rng.choices(OUTCOMES, k=rng.randint(1, 3))), rng.choice(LIVES), rng.choice(TRUTHS))
+            for _ in range(HIGHEST)
         ]
         chaos.provision(model, rng.randint(0, 3), conducts)
 

@@ -4,8 +4,9 @@
 
 The manifest's version is a list of words joined by `+`: `load-3.0` takes so many seconds to load, `load-hang` never
 loads, `load-die` dies; `die-50` dies with every 50th frame it is given, `bomb-50` hangs from its 50th frame on,
-`nan-50` gives NaN from its 50th on, `slow-150` takes 80 ms for each from its 150th on, `leak-500` keeps 500 kB more
-with every frame. Otherwise it answers class 1. No real model does these on demand.
+`trip-50` fails on every 50th and does it when asked again, `nan-50` gives NaN from its 50th on, `slow-150` takes 80 ms
+for each from its 150th on, `leak-500` keeps 500 kB more with every frame. Otherwise it answers class 1. No real model
+does these on demand.
 """
 
 import json
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from modelagent.children import bind_to_parent
-from modelagent.inference.exchange import NOT_FINITE, OK, WorkerSide, plan
+from modelagent.inference.exchange import FAILED, NOT_FINITE, OK, WorkerSide, plan
 from modelagent.manifest import parse
 
 ANSWER = np.zeros((1, 10), np.float32)
@@ -69,7 +70,8 @@ def main(argument: dict[str, int]) -> None:
                 if "leak" in wishes:
                     hoard.append(bytearray(b"x" * 1000 * int(wishes["leak"])))
                 side.slot.write_outputs([ANSWER])
-                status = NOT_FINITE if number >= int(wishes.get("nan", "1000000000")) else OK
+                trip = number % int(wishes.get("trip", "1000000000")) == 0
+                status = FAILED if trip else NOT_FINITE if number >= int(wishes.get("nan", "1000000000")) else OK
                 side.answer(status, time.perf_counter_ns() - begun)
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from device_chaos import GATES, HANDS, HIGHEST, LIVES, OUTCOMES, VERBS, Chaos, seeded
+from device_chaos import GATES, HANDS, HIGHEST, LIVES, OUTCOMES, PATIENT, TRUTHS, VERBS, Chaos, seeded
 from device_simulator import ENOUGH, FPS, Conduct, Device, release
 from modelagent.core import effects
 from modelagent.core.events import Counts, Instant, Link, Runs, SlotFacts
@@ -26,7 +26,10 @@ HEAVY = os.environ.get("MODELAGENT_HYPOTHESIS") == "heavy"
 MODELS = st.sampled_from(["a", "b"])
 NUMBERS = st.integers(1, HIGHEST)
 CONDUCT = st.builds(
-    Conduct, st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=3).map(tuple), st.sampled_from(LIVES)
+    Conduct,
+    st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=3).map(tuple),
+    st.sampled_from(LIVES),
+    st.sampled_from(TRUTHS),
 )
 CONDUCTS = st.lists(CONDUCT, min_size=HIGHEST, max_size=HIGHEST)
 WHICH = st.integers(0, 10**6)
@@ -37,7 +40,7 @@ class Anything(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.device = Device("a", "b")
+        self.device = Device("a", "b", rules=PATIENT)
         self.chaos = Chaos(self.device)
 
     @initialize(one=st.integers(0, 3), other=st.integers(0, 3), conducts=CONDUCTS, others=CONDUCTS)
@@ -74,6 +77,14 @@ class Anything(RuleBasedStateMachine):
     def the_repository_calms_down(self, model: str) -> None:
         self.device.withdrawn[model].clear()
         self.device.publish(model, None)
+
+    @rule(model=MODELS)
+    def labels_come(self, model: str) -> None:
+        self.device.label(model)
+
+    @rule(model=MODELS, away=st.booleans())
+    def the_input_moves(self, model: str, away: bool) -> None:
+        self.chaos.move_input(model, away=away)
 
     @rule(gate=st.sampled_from(GATES), closed=st.booleans())
     def a_gate_moves(self, gate: str, closed: bool) -> None:

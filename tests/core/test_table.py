@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from device_chaos import Edge, Surveyor, seeded
+from device_chaos import PATIENT, Edge, Surveyor, seeded
 from device_simulator import Conduct, Device, release
 from draw_diagram import PAGE, drawn
 from modelagent.core import machine
@@ -92,6 +92,20 @@ def with_a_standby(phase: Phase) -> Device:
     return device
 
 
+def with_an_open_test(phase: Phase) -> Device:
+    """1.2.0 is confirmed, its labels have not come, and 1.3.0 is being prepared."""
+    device = Device("m", rules=PATIENT)
+    device.install("m", release("m", 1))
+    device.publish("m", release("m", 2))
+    device.settle()
+    if phase in (Phase.DEFERRED, Phase.STAGED):
+        device.gates["acquire" if phase is Phase.DEFERRED else "activate"] = SHUT
+    device.publish("m", release("m", 3))
+    device.reach("m", phase)
+    assert device.states["m"].aftercare is not None
+    return device
+
+
 def silent_for_ever() -> Device:
     """What is switched to never comes up, and says nothing."""
     device = Device("m")
@@ -125,6 +139,8 @@ def taken() -> frozenset[Edge]:
     closer = Surveyor(often=1)
     for phase in (Phase.DEFERRED, Phase.ACQUIRING, Phase.STAGING, Phase.CANARY):
         closer.look(with_a_standby(phase), "m")
+    for phase in (Phase.DEFERRED, Phase.ACQUIRING, Phase.STAGING, Phase.CANARY, Phase.STAGED):
+        closer.look(with_an_open_test(phase), "m")
     closer.look(taken_up_again(), "m")
     return frozenset(surveyor.edges | closer.edges | silent_for_ever().edges)
 

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +240,40 @@ def test_sigterm_ends_everything_even_a_hung_worker(tmp_path: Path) -> None:
         children = rig.children()
         assert rig.stop(timeout=5.0) == 0
         assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+
+
+STANDIN = (sys.executable, str(Path(__file__).parents[1] / "standin_worker.py"))
+
+
+def test_a_runtime_that_stumbles_is_asked_again_and_only_counted(tmp_path: Path) -> None:
+    with Rig(tmp_path) as rig:
+        old = rig.slot("digits-1.0.0.tflite", confirmed=True)
+        new = rig.slot("digits-1.1.0.tflite", confirmed=False, change={"version": "2+trip-20"})
+        rig.link("fallback", old)
+        rig.link("current", new)
+        rig.frames(rig.scans())
+        rig.start(fps=100.0, loop=False, queue=ROOMY, worker_argv=STANDIN)
+        rows = finish(rig, 400, 60.0)
+        assert {row["outcome"] for row in rows} == {"ok"}
+        assert {row["digest"] for row in rows} == {new}, "one worker did it all"
+        counts = rig.counts(new)
+        # Each 20th that the worker is given fails, and counts as one that it was given when it comes again.
+        assert counts["faults"]["recovered"] == sum(1 for number in range(1, 422) if number % 20 == 0)
+        assert 1 <= counts["unsteady_s"] <= counts["busy_s"]
+        assert counts["faults"]["crash"] == 0
+        assert rig.health()["fell_back"] is None
+
+
+def test_a_runtime_that_fails_twice_on_a_frame_is_left(tmp_path: Path) -> None:
+    with Rig(tmp_path) as rig:
+        old = rig.slot("digits-1.0.0.tflite", confirmed=True)
+        new = rig.slot("digits-1.1.0.tflite", confirmed=False, change={"version": "2+trip-1"})
+        rig.link("fallback", old)
+        rig.link("current", new)
+        rig.frames(rig.scans()[:50])
+        rig.start(fps=100.0, loop=False, queue=ROOMY, worker_argv=STANDIN)
+        rows = finish(rig, 50, 60.0)
+        assert {(row["outcome"], row["digest"]) for row in rows} == {("ok", old)}
+        assert rig.health()["fell_back"]["code"] == "crash"
+        assert "the runtime failed on frame" in rig.health()["fell_back"]["reason"]
+        assert rig.counts(new)["faults"]["recovered"] == 0

@@ -101,3 +101,20 @@ def test_drift_reaches_the_machine_and_the_policies(answerer: Answerer) -> None:
     assert facts.alarm is not None
     assert facts.alarm > 1.8e9
     assert any("retraining wanted" in gate["saw"] for gate in answerer.gates("digits")["check"])
+
+
+def test_the_confirmed_version_s_own_hiccups_are_what_a_new_one_is_judged_by(answerer: Answerer) -> None:
+    peace = confirmed(slots=(SlotFacts(OLD, True), SlotFacts(NEW, True)), current=OLD.digest)
+    for second in range(0, 3601, 60):
+        counts = Counts(busy_s=second, unsteady_s=second // 20)
+        answerer(peace, replace(runs(second, counts), digest=OLD.digest), ())
+    candidate = Candidate(NEW, Way.FORWARD, Reached.PASSED, LINK, judged_against=OLD.digest)
+    on_probation = confirmed(phase=Phase.PROBATION, candidate=candidate, evidence=Evidence("boot:e"))
+    shaky = Counts(frames=2000, done=2000, busy_s=100, unsteady_s=8)
+    fair = answerer(on_probation, runs(5000.0, shaky), ()).probation
+    assert fair.standing is not Standing.BAD
+    assert fair.evidence["fault_p0"] == pytest.approx(0.056, abs=0.002)
+    stranger = replace(on_probation, candidate=replace(candidate, judged_against="f" * 64))
+    assert answerer(stranger, runs(5001.0, shaky), ()).probation.standing is Standing.BAD
+    afterwards = confirmed(aftercare=Aftercare(NEW.digest, OLD.digest, Timer.after(at(0.0), 9e9), Evidence("boot:e")))
+    assert answerer(afterwards, runs(5002.0, shaky), ()).probation.standing is not Standing.BAD, "it was confirmed"

@@ -209,6 +209,37 @@ def test_where_both_do_alike_the_shadow_goes_and_the_version_stays(bench: Bench)
     assert bench.phase() is Phase.IDLE
 
 
+PREPARING = (Phase.DEFERRED, Phase.ACQUIRING, Phase.STAGING, Phase.CANARY, Phase.STAGED)
+
+
+@pytest.mark.parametrize("phase", PREPARING, ids=lambda phase: phase.value)
+def test_late_labels_do_not_wait_for_what_is_being_prepared(bench: Bench, phase: Phase) -> None:
+    confirmed(bench)
+    nearly = Candidate(release("m", 3), Way.FORWARD, Reached.OFFERED)
+    bench.state = replace(bench.state, phase=phase, candidate=nearly, waiting="a window opens on Sunday")
+    bench.health(3600.0, frames=60, done=60, busy_s=30, only_old=3, both_right=9)
+    assert (bench.phase(), bench.state.aftercare is None) == (phase, False)
+    bench.health(frames=90, done=90, busy_s=40, only_old=20, only_new=1, both_right=9)
+    assert bench.phase() is Phase.REVERTING
+    (order,) = bench.ordered(effects.Revert)
+    assert (order.leaving, order.target, order.unconfirm) == (NEW.digest, OLD.digest, True)
+    assert bench.state.blocks[NEW.digest].cause is Cause.FAILED
+    assert bench.state.candidate is None
+    told = {note.kind: note.text for note in bench.notes}
+    assert told["abandoned"] == "1.3.0: 1.2.0, which runs, has to be left first"
+    assert "the previous model is better on the same" in told["probation"]
+
+
+@pytest.mark.parametrize("phase", PREPARING, ids=lambda phase: phase.value)
+def test_the_horizon_passes_in_every_phase(bench: Bench, phase: Phase) -> None:
+    confirmed(bench)
+    nearly = Candidate(release("m", 3), Way.FORWARD, Reached.OFFERED)
+    bench.state = replace(bench.state, phase=phase, candidate=nearly)
+    bench.health(8 * DAY, frames=60, done=60, busy_s=30)
+    assert (bench.phase(), bench.state.aftercare) == (phase, None)
+    assert bench.notes[-1].text == "1.2.0 stays: its time is over"
+
+
 def test_another_version_ends_the_test() -> None:
     at = Instant(1.8e9, 1000.0, "boot")
     after = Aftercare("f" * 64, OLD.digest, Timer.after(at, DAY), Evidence())

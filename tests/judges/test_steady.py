@@ -165,3 +165,24 @@ def test_stable_lines_seldom_alarm_and_doubled_errors_are_found(tmp_path: Path) 
         delays.append(feed(line, 0.25, 1000, seed=200 + seed) or 1000)
     assert alarms <= 2
     assert sorted(delays)[12] <= 200
+
+
+def test_hiccups_are_added_up_for_one_version_over_restarts(tmp_path: Path) -> None:
+    path = tmp_path / "steady" / "m.json"
+
+    def look(steady: Steady, epoch: str, busy: int, unsteady: int, *, digest: str = "d", mono: float = 100.0) -> None:
+        counts = Counts(busy_s=busy, unsteady_s=unsteady)
+        steady.take(Runs(Instant(1.8e9, mono, "boot"), 0.5, LINK, digest, epoch, counts), wishes())
+
+    steady = Steady(path)
+    look(steady, "a", 100, 5)  # from before anybody looked: not known when
+    look(steady, "a", 160, 7)
+    assert steady.hiccups("d") == (2, 60)
+    look(steady, "b", 30, 3)  # inference has begun anew
+    look(steady, "b", 50, 3, mono=300.0)
+    assert steady.hiccups("d") == (2, 80)
+    assert steady.hiccups("e") == (0, 0)
+    assert steady.hiccups(None) == (0, 0)
+    assert Steady(path).hiccups("d") == (2, 80)
+    look(steady, "b", 60, 4, digest="e")
+    assert steady.hiccups("d") == (0, 0)

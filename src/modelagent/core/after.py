@@ -27,6 +27,7 @@ from modelagent.core.state import (
     version,
 )
 from modelagent.core.verdicts import Standing
+from modelagent.manifest import Release
 
 _LIVE_GAP_S = 5.0  # health comes about once a second; a longer silence is inference being down, which does not count
 
@@ -191,21 +192,9 @@ def idle_runs(x: Scene) -> Phase:
 
 def _steady(x: Scene, event: Runs) -> Phase:
     """What runs is confirmed: late labels may still decide against it, and drift is called when it comes."""
-    open_test, verdict, alarm = x.state.aftercare, x.answers.probation, x.answers.steady
-    if open_test is not None and open_test.digest != x.state.current:
-        open_test = None
-        x.set(aftercare=None)
-    if open_test is not None:
-        open_test = replace(open_test, evidence=gather(replace(x.state, evidence=open_test.evidence), event))
-        x.set(aftercare=open_test)
-        if verdict.standing is Standing.BAD and revert_target(x.state, open_test.digest) is not None:
-            return _reopen(x, open_test)
-        if verdict.evidence.get("paired") == "low" or open_test.until.left(event.at) <= 0:
-            why = verdict.reason if verdict.evidence.get("paired") == "low" else "its time is over"
-            x.set(aftercare=None)
-            if open_test.drifted:
-                x.owe("shadow")
-            x.note("labels", f"{version(x.state, open_test.digest)} stays: {why}", digest=open_test.digest)
+    alarm = x.answers.steady
+    if (condemned := _late_labels(x, event)) is not None:
+        return _reopen(x, condemned)
     if alarm.alarm and not any(known.startswith(_RETRAIN) for known in x.state.alarms):
         x.set(alarms=(*x.state.alarms[-7:], _RETRAIN + alarm.alarm))
         text = _RETRAIN + alarm.alarm
@@ -219,6 +208,41 @@ def _steady(x: Scene, event: Runs) -> Phase:
             x.set(aftercare=Aftercare(x.state.current or "", previous, until, evidence, drifted=True))
             x.owe("shadow")
     return Phase.IDLE
+
+
+def _late_labels(x: Scene, event: Runs) -> Aftercare | None:
+    """One more record for the test that stayed open; the test, if it has just decided against what runs."""
+    open_test, verdict = x.state.aftercare, x.answers.probation
+    if open_test is not None and open_test.digest != x.state.current:
+        open_test = None
+        x.set(aftercare=None)
+    if open_test is None:
+        return None
+    open_test = replace(open_test, evidence=gather(replace(x.state, evidence=open_test.evidence), event))
+    x.set(aftercare=open_test)
+    if verdict.standing is Standing.BAD and revert_target(x.state, open_test.digest) is not None:
+        return open_test
+    if verdict.evidence.get("paired") == "low" or open_test.until.left(event.at) <= 0:
+        why = verdict.reason if verdict.evidence.get("paired") == "low" else "its time is over"
+        x.set(aftercare=None)
+        if open_test.drifted:
+            x.owe("shadow")
+        x.note("labels", f"{version(x.state, open_test.digest)} stays: {why}", digest=open_test.digest)
+    return None
+
+
+def preparing_runs(x: Scene) -> Phase:
+    """A candidate is being prepared, which may wait for days: late labels decide about what runs all the same."""
+    event = x.event
+    assert isinstance(event, Runs)  # noqa: S101
+    condemned = _late_labels(x, event)
+    if condemned is None:
+        return x.state.phase
+    here = slot(x.state, condemned.digest)
+    assert here is not None, "what runs has a slot"  # noqa: S101
+    gone = x.candidate.release
+    x.note("abandoned", f"{gone.version}: {here.release.version}, which runs, has to be left first", release=gone)
+    return _condemn(x, here.release)
 
 
 def _reopen(x: Scene, open_test: Aftercare) -> Phase:
@@ -280,20 +304,7 @@ def probation_runs(x: Scene) -> Phase:
         x.set(alarms=(*x.state.alarms[-7:], _DRIFT + verdict.drift))
         x.note("drift", verdict.drift, release=release, level="alarm", evidence=verdict.evidence)
     if verdict.standing is Standing.BAD:
-        x.note(
-            "probation",
-            f"{release.version}: bad: {verdict.reason}",
-            release=release,
-            level="warning",
-            evidence=verdict.evidence,
-        )
-        open_test = x.state.aftercare
-        if open_test is not None and open_test.drifted and open_test.digest == release.digest:
-            # It had proved itself; it is the input that moved away from it, and may come back.
-            x.postpone(release, verdict.reason)
-        else:
-            x.block(release.digest, Cause.FAILED, verdict.reason)
-        return x.leave(verdict.reason, unconfirm=True)
+        return _condemn(x, release)
     if verdict.standing is Standing.GOOD and x.state.doing is None:
         timer = x.state.timer
         if timer is None or timer.left(event.at) <= 0:
@@ -302,6 +313,19 @@ def probation_runs(x: Scene) -> Phase:
             )
             x.order("confirm", effects.Confirm(x.state.model, x.new_id(), release))
     return Phase.PROBATION
+
+
+def _condemn(x: Scene, release: Release) -> Phase:
+    """The judge has spoken against what runs: leave it, and do not come back to it."""
+    verdict, open_test = x.answers.probation, x.state.aftercare
+    text = f"{release.version}: bad: {verdict.reason}"
+    x.note("probation", text, release=release, level="warning", evidence=verdict.evidence)
+    if open_test is not None and open_test.drifted and open_test.digest == release.digest:
+        # It had proved itself; it is the input that moved away from it, and may come back.
+        x.postpone(release, verdict.reason)
+    else:
+        x.block(release.digest, Cause.FAILED, verdict.reason)
+    return x.leave(verdict.reason, unconfirm=True)
 
 
 def probation_finished(x: Scene) -> Phase:

@@ -17,7 +17,7 @@ from typing import Any, Final
 # Microseconds, three per decade from 10 us to 10 s; the last bucket has no upper bound.
 LATENCY_BOUNDS: Final = (*(step * 10**power for power in range(1, 7) for step in (1, 2, 5)), 10**7)
 CONFIDENCE_BOUNDS: Final = tuple(round(0.05 * step, 2) for step in range(1, 21))
-FAULTS: Final = ("crash", "hang", "not-finite", "leak", "slow")
+FAULTS: Final = ("crash", "hang", "not-finite", "leak", "slow", "recovered")
 LABELS: Final = ("right", "wrong", "unknown", "late", "duplicate")
 _VERSIONS: Final = 8  # kept; older ones have been judged long ago
 _CLASSES: Final = 1000  # different classes counted per version; the rest are summed up as "other"
@@ -55,10 +55,12 @@ class Counts:
         self.labels = dict.fromkeys(LABELS, 0)
         self.samples = dict.fromkeys(("right", "wrong"), 0)  # labels, but one of neighbouring frames: for the judges
         self.busy_s = 0
+        self.unsteady_s = 0
         self.latency = Histogram(LATENCY_BOUNDS)
         self.confidence = Histogram(CONFIDENCE_BOUNDS)
         self.classes: dict[int, int] = {}
         self._second = -1
+        self._unsteady = -1
 
     def busy(self, mono: float) -> None:
         """A frame came at that moment (seconds since boot)."""
@@ -66,6 +68,14 @@ class Counts:
         if second != self._second:
             self._second = second
             self.busy_s += 1
+
+    def recovered(self, mono: float) -> None:
+        """A frame that came at that moment failed, and succeeded when it was run again: once a second is enough."""
+        self.faults["recovered"] += 1
+        second = int(mono)
+        if second > self._unsteady:
+            self._unsteady = second
+            self.unsteady_s += 1
 
     def decided(self, prediction: int | None, confidence: float | None, latency_us: float) -> None:
         """A frame has its result."""
@@ -88,6 +98,7 @@ class Counts:
             "faults": dict(self.faults),
             "faulted": self.faulted,
             "busy_s": self.busy_s,
+            "unsteady_s": self.unsteady_s,
             "latency_us": self.latency.report(),
             "confidence": self.confidence.report(),
             "classes": {("other" if k < 0 else str(k)): n for k, n in self.classes.items()},

@@ -147,6 +147,11 @@ class Records:
         with self.tally.lock:
             self.tally.of(digest).faults[code] += 1
 
+    def recovered(self, digest: str, mono: float) -> None:
+        """The runtime failed on a frame of that moment, and did it when it was asked again."""
+        with self.tally.lock:
+            self.tally.of(digest).recovered(mono)
+
     def label(
         self, name: str, *, label: int | None, right: bool | None, running: str, again: bool = False
     ) -> bool | None:

@@ -7,10 +7,11 @@ or who is to blame for a fault: it reports to the main thread (`handover.py`) an
     server.hand(Hand(worker))             # taken up at the next frame boundary, at once when idle
     # later `post` was called with: Adopted(worker, old), Fault(...), Retried(...)
 
-While frames wait, several are in the worker's mailbox at once, so that it never sleeps between two; a frame boundary
-is where the mailbox has been emptied. A frame whose worker failed is held and run once more on the next worker handed
-over; those behind it go back to the queue. Once a *trial* has passed, no frame is taken until the main thread hands
-over again: what it decides must be on disk before serving goes on.
+While frames wait, several are in the worker's mailbox at once, so that it never sleeps between two; a frame boundary is
+where the mailbox has been emptied. A frame whose worker failed is held and run once more on the next worker handed
+over; those behind it go back to the queue. A runtime that fails on a frame without dying of it is asked once more
+before that: what was only a hiccup is counted, and judged by how often it comes. Once a *trial* has passed, no frame is
+taken until the main thread hands over again: what it decides must be on disk before serving goes on.
 """
 
 import threading
@@ -105,6 +106,7 @@ class Server:
         self._flying: deque[tuple[Frame, int]] = deque()  # asked and not answered: frame, when it was taken up (ns)
         self._answered = 0  # when the last answer was decided, ns
         self._fresh = False  # the worker has no result yet since it took over
+        self._again: set[int] = set()  # frames, by identity, that the runtime failed on and is asked once more
         self._held: Frame | None = None
         self._blamed: Worker | None = None  # whose frame the held one was
         self._trial = False
@@ -191,11 +193,22 @@ class Server:
             frame, begun = flying.popleft()
             code = self._collect(worker, frame, begun)
             self.beat = self.progress = time.monotonic()
+            if code and self._once_more(worker, frame, code[0]):
+                continue
             if code:
                 self._held, self._blamed = frame, worker
+                self._again.clear()
                 self._empty(worker, code[0])
                 self._fail(worker, *code)
                 return
+
+    def _once_more(self, worker: Worker, frame: Frame, code: str) -> bool:
+        """Put the frame behind those in flight where its worker lives and keeps nothing between two frames."""
+        if code != "failed" or id(frame) in self._again or worker.slot.manifest.stateful:
+            return False
+        self._again.add(id(frame))
+        self._ask(worker, frame)
+        return True
 
     def _ask(self, worker: Worker, frame: Frame) -> bool:
         """Put a frame into the mailbox; False when it does not fit the model, and has ended here."""
@@ -218,7 +231,7 @@ class Server:
             try:
                 decision = worker.decide()
             except ValueError as error:
-                return "crash", f"the output for frame {frame.id} cannot be: {error}"
+                return "failed", f"the output for frame {frame.id} cannot be: {error}"
             now = time.perf_counter_ns()
             # What the frame took by itself: it did not run while the one before it did.
             latency_us = (now - max(begun, self._answered)) / 1000.0
@@ -229,6 +242,9 @@ class Server:
             worker.invoke_us += (exchange.invoke_ns / 1000.0 - worker.invoke_us) * _RECENT
             name = self._records.done(frame, worker.digest, worker.version, decision, latency_us)
             worker.healthy += 1
+            if self._again and id(frame) in self._again:
+                self._again.remove(id(frame))
+                self._records.recovered(worker.digest, frame.mono)
             self._shadow.keep(
                 name,
                 worker.digest,
@@ -245,7 +261,7 @@ class Server:
             return "crash", f"the worker ended on frame {frame.id}"
         if exchange.status == NOT_FINITE:
             return "not-finite", f"the output for frame {frame.id} is NaN or infinite"
-        return "crash", f"the runtime failed on frame {frame.id}"
+        return "failed", f"the runtime failed on frame {frame.id}"
 
     def _empty(self, worker: Worker, code: str) -> None:
         """Frames behind a failed one go back to the queue; a worker that lives finishes them for nobody."""
@@ -277,6 +293,7 @@ class Server:
     def _fail(self, worker: Worker, code: str, reason: str, *, second: bool = False) -> None:
         self._worker = None
         self._trial = False
+        code = "crash" if code == "failed" else code
         self._post(Fault(worker, code, reason, held=self._held is not None, second=second))
 
     def _give_up(self, outcome: str = "faulted") -> None:

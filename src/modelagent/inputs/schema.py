@@ -286,6 +286,12 @@ class Probation(Section):
     )
     error_p0: Probability = Field(default=0.05, description="error rate that is surely fine")
     error_p1: Probability = Field(default=0.15, description="error rate that is surely bad")
+    fault_p0: Probability = Field(
+        default=0.005,
+        description="share of seconds in which a frame fails and succeeds when run again that is fine; more, where the "
+        "confirmed version has had more itself",
+    )
+    fault_p1: Probability = Field(default=0.05, description="share of such seconds that is surely bad")
     alpha: Probability = Field(default=0.01, description="chance to revert a good version, all tests together")
     beta: Probability = Field(default=0.05, description="chance to overlook a bad one")
     timeout_s: Duration = Field(
@@ -298,6 +304,8 @@ class Probation(Section):
     def _ordered(self) -> Self:
         if self.error_p0 >= self.error_p1:
             raise ValueError(f"error_p0 ({self.error_p0}) must be below error_p1 ({self.error_p1})")
+        if self.fault_p0 >= self.fault_p1:
+            raise ValueError(f"fault_p0 ({self.fault_p0}) must be below fault_p1 ({self.fault_p1})")
         return self
 
 

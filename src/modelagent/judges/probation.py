@@ -7,12 +7,13 @@ is done about the verdict.
     verdict.standing    # OPEN, GOOD or BAD
     verdict.drift       # "" or an alarm about the input, beside the standing
 
-What condemns: a hard fault (crash, hang, NaN) at once; and the previous model, run on the *same* frames, proving better
-in a sequential McNemar test (an SPRT on the discordant pairs, coin against `pair_p1`): once on labels, once on time,
-where a pair is discordant when one model broke its promised time and took more than twice as long as the other. What
-alarms only: labelled errors above `error_p0` while the previous model does no better, which says that the input changed
-and not that the model is bad. Confidence and class mix decide nothing here. `alpha` is one budget: it is split over the
-tests (Bonferroni), so that all of them together revert or alarm without cause at most that often.
+What condemns: a hard fault (crash, hang, NaN) at once; frames that fail now and then and succeed when they are run
+again, by an SPRT on the seconds with frames in which that happened; and the previous model, run on the *same* frames,
+proving better in a sequential McNemar test (an SPRT on the discordant pairs, coin against `pair_p1`): once on labels,
+once on time, where a pair is discordant when one model broke its promised time and took more than twice as long as the
+other. What alarms only: labelled errors above `error_p0` while the previous model does no better, which says that the
+input changed and not that the model is bad. Confidence and class mix decide nothing here. `alpha` is one budget: it is
+split over the tests (Bonferroni), so that all of them together revert or alarm without cause at most that often.
 
 Ends are counted in frames and in seconds with frames, never in wall time: an idle line waits. Labels may come when the
 probation has long ended well; the same counts then go on being judged, and nothing but the comparison can condemn.
@@ -23,13 +24,17 @@ from typing import Final
 
 from modelagent.core.events import Counts
 from modelagent.core.verdicts import ProbationVerdict, Standing
+from modelagent.judges.metrics import wilson
 from modelagent.judges.sequential import Decision, Sprt
 
-# How the comparison by labels, the error rate and the comparison by time share alpha. Times come with every frame, so
-# their test can afford the smallest part; a doubled error rate is to be called within 110 labels.
-_BY_LABELS: Final = 0.4
+# How the comparison by labels, the error rate, the comparison by time and the hiccups share alpha. Times come with
+# every frame and hiccups with every second, so that their tests can afford the smallest parts; a doubled error rate is
+# to be called within 110 labels.
+_BY_LABELS: Final = 0.35
 _BY_ERRORS: Final = 0.5
 _BY_TIME: Final = 0.1
+_BY_HICCUPS: Final = 0.05
+_SURE: Final = 0.95  # of the bound that is taken as the confirmed version's own rate of hiccups
 # An undecided comparison holds a good end back once it has this share of what proof needs: one unlucky frame must not.
 _LEANING: Final = 0.25
 
@@ -46,6 +51,8 @@ class ProbationCriteria:
         pair_p1: share of discordant pairs won by the previous model that must not be missed (0.5 is a tie).
         error_p0, error_p1: error rate that is normal, and one that calls for an alarm.
         min_pairs: paired frames before "both do alike" is believed.
+        fault_p0, fault_p1: share of the seconds with frames in which one fails at first that is normal, and one that
+            must not be missed; from `hiccups`.
         alpha, beta: chance of a false revert or alarm, of all tests together; chance of missing each.
     """
 
@@ -59,8 +66,31 @@ class ProbationCriteria:
     error_p0: float = 0.10
     error_p1: float = 0.20
     min_pairs: int = 30
+    fault_p0: float = 0.005
+    fault_p1: float = 0.05
     alpha: float = 0.01
     beta: float = 0.05
+
+
+def hiccups(p0: float, p1: float, unsteady_s: int, busy_s: int) -> tuple[float, float]:
+    """The two rates between which hiccups are judged, where the confirmed version is known to have some itself.
+
+    What it has had, by its upper bound, is normal for this device even above `p0`; what must not be missed keeps its
+    distance in odds. A version that is no worse than the confirmed one is then left with at most the test's alpha and
+    the chance that the bound is too low.
+
+    Args:
+        p0: share of seconds that the settings call fine.
+        p1: share that they call bad.
+        unsteady_s: seconds in which the confirmed version had a hiccup.
+        busy_s: of so many with frames.
+    """
+    own = wilson(unsteady_s, busy_s, _SURE)[1] if 0 < unsteady_s <= busy_s else 0.0
+    if own <= p0:
+        return p0, p1
+    own = min(own, 0.9)
+    odds = own / (1.0 - own) * (p1 / (1.0 - p1)) / (p0 / (1.0 - p0))
+    return own, odds / (1.0 + odds)
 
 
 def judge_probation(evidence: Counts, criteria: ProbationCriteria) -> ProbationVerdict:
@@ -75,6 +105,9 @@ def judge_probation(evidence: Counts, criteria: ProbationCriteria) -> ProbationV
     paired = Sprt(0.5, criteria.pair_p1, criteria.alpha * _BY_LABELS, criteria.beta)
     timed = Sprt(0.5, criteria.pair_p1, criteria.alpha * _BY_TIME, criteria.beta)
     errors = Sprt(criteria.error_p0, criteria.error_p1, criteria.alpha * _BY_ERRORS, criteria.beta)
+    faulty = Sprt(criteria.fault_p0, criteria.fault_p1, criteria.alpha * _BY_HICCUPS, criteria.beta)
+    steady_s = max(0, evidence.busy_s - evidence.unsteady_s)
+    flaky = faulty.decide(evidence.unsteady_s, steady_s)
     comparison = paired.decide(evidence.only_old, evidence.only_new)
     slower = timed.decide(evidence.slower_new, evidence.slower_old)
     elevated = errors.decide(evidence.wrong, evidence.right) is Decision.HIGH
@@ -98,12 +131,23 @@ def judge_probation(evidence: Counts, criteria: ProbationCriteria) -> ProbationV
         "slower_new": evidence.slower_new,
         "slower_old": evidence.slower_old,
         "slower": slower.value,
+        "unsteady_s": evidence.unsteady_s,
+        "fault_p0": criteria.fault_p0,
+        "flaky": flaky.value,
+        "fault_evidence": faulty.evidence(evidence.unsteady_s, steady_s),
+        "fault_threshold": faulty.upper,
         "error_evidence": errors.evidence(evidence.wrong, evidence.right),
         "error_threshold": errors.upper,
     }
     drift = _drift(evidence, criteria, pairs) if elevated and _alike(comparison, leaning, pairs, criteria) else ""
     if evidence.faults > 0:
         text = f"{_count(evidence.faults, 'hard fault')} (crash, hang or NaN) in {_count(evidence.frames, 'frame')}"
+        return ProbationVerdict(Standing.BAD, text, drift, numbers)
+    if flaky is Decision.HIGH:
+        text = (
+            f"it fails now and then: in {evidence.unsteady_s} of {evidence.busy_s} s with frames one failed at first; "
+            f"normal are {criteria.fault_p0:.1%}; chance of that by luck below {faulty.alpha:.3g}"
+        )
         return ProbationVerdict(Standing.BAD, text, drift, numbers)
     if comparison is Decision.HIGH:
         text = (
@@ -118,7 +162,8 @@ def judge_probation(evidence: Counts, criteria: ProbationCriteria) -> ProbationV
             f"{timed.alpha:.3g}"
         )
         return ProbationVerdict(Standing.BAD, text, drift, numbers)
-    standing, text = _end(evidence, criteria, comparison, leaning)
+    shaky = faulty.evidence(evidence.unsteady_s, steady_s) > _LEANING * faulty.upper
+    standing, text = _end(evidence, criteria, comparison, leaning, shaky)
     return ProbationVerdict(standing, text, drift, numbers)
 
 
@@ -142,7 +187,9 @@ def _drift(evidence: Counts, criteria: ProbationCriteria, pairs: int) -> str:
     )
 
 
-def _end(evidence: Counts, criteria: ProbationCriteria, comparison: Decision, leaning: bool) -> tuple[Standing, str]:
+def _end(
+    evidence: Counts, criteria: ProbationCriteria, comparison: Decision, leaning: bool, shaky: bool
+) -> tuple[Standing, str]:
     seen = f"{evidence.done} of {criteria.frames} frames, {evidence.busy_s} of {criteria.busy_s} s with frames"
     if evidence.done < criteria.frames or evidence.busy_s < criteria.busy_s:
         return Standing.OPEN, seen
@@ -154,6 +201,10 @@ def _end(evidence: Counts, criteria: ProbationCriteria, comparison: Decision, le
         missing = (
             f"the previous model is ahead {evidence.only_old} to {evidence.only_new} on the same labelled frames, "
             "which is not yet proof"
+        )
+    elif shaky:
+        missing = (
+            f"in {evidence.unsteady_s} of {evidence.busy_s} s with frames one failed at first, which is not yet proof"
         )
     if not missing:
         return Standing.GOOD, f"no fault in {_count(evidence.done, 'frame')} and {evidence.busy_s} s with frames"

@@ -15,7 +15,7 @@ from modelagent.core.events import Event, Instant, Runs
 from modelagent.core.state import Answers, Candidate, Phase, Reached, Rules, State, Way, gather, slot
 from modelagent.core.verdicts import Deny, ProbationVerdict, Standing, SteadyVerdict, Verdict
 from modelagent.inputs.config import Settings
-from modelagent.judges.probation import ProbationCriteria, judge_probation
+from modelagent.judges.probation import ProbationCriteria, hiccups, judge_probation
 from modelagent.policies import Composed, Facts, Gate, Memory, Policy, Question, compose
 from modelagent.policies.conditional import RECHECK_S
 from modelagent.policies.standard import standard
@@ -166,21 +166,27 @@ class Answerer:
             return SteadyVerdict()
         if state.phase in {Phase.ACTIVATING, Phase.PROBATION, Phase.REVERTING} or event.digest != here.release.digest:
             return SteadyVerdict()
-        steady = self._steady.get(state.model)
+        return self._charts(state.model).take(event, model.drift)
+
+    def _charts(self, model: str) -> Steady:
+        steady = self._steady.get(model)
         if steady is None:
-            path = self._settings.paths.state_dir / "steady" / f"{state.model}.json"
-            steady = self._steady[state.model] = Steady(path)
-        return steady.take(event, model.drift)
+            steady = self._steady[model] = Steady(self._settings.paths.state_dir / "steady" / f"{model}.json")
+        return steady
 
     def _judge(self, state: State, event: Event) -> ProbationVerdict:
         model = self._settings.models.get(state.model)
-        known = state.aftercare if state.phase is Phase.IDLE else None
+        switched = {Phase.ACTIVATING, Phase.PROBATION, Phase.REVERTING}
+        known = state.aftercare if state.phase not in switched else None
         known = known if known is not None and known.digest == state.current else None
         if not isinstance(event, Runs) or model is None or (state.phase is not Phase.PROBATION and known is None):
             return _UNDECIDED
         wanted = model.probation
         if not wanted.enabled and known is None:
             return ProbationVerdict(Standing.GOOD, "the settings ask for no probation")
+        before = state.candidate.judged_against if state.candidate is not None else None
+        usual = self._charts(state.model).hiccups(before) if self._remember else (0, 0)
+        fault_p0, fault_p1 = hiccups(wanted.fault_p0, wanted.fault_p1, *usual)
         criteria = ProbationCriteria(
             frames=wanted.frames,
             busy_s=round(wanted.seconds),
@@ -190,12 +196,15 @@ class Answerer:
             labels=wanted.labels,
             error_p0=wanted.error_p0,
             error_p1=wanted.error_p1,
+            fault_p0=fault_p0,
+            fault_p1=fault_p1,
             alpha=wanted.alpha,
             beta=wanted.beta,
         )
         counts = gather(state if known is None else replace(state, evidence=known.evidence), event).total
         if state.aftercare is not None and state.aftercare.digest == state.current:
-            counts = replace(counts, faults=0)  # it was confirmed: faults are restarted, only the comparison condemns
+            # It was confirmed: faults are restarted and hiccups counted, only the comparison condemns.
+            counts = replace(counts, faults=0, unsteady_s=0)
         return judge_probation(counts, criteria)
 
 

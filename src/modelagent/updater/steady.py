@@ -5,10 +5,12 @@ leads to: it is told to the machine, and its strength to the feedback policy.
 
     steady = Steady(state_dir / "steady" / "digits.json")
     steady.take(runs, settings.drift).alarm       # "58 of 120 labelled results are wrong, normal is 3.1 %: ..."
+    steady.hiccups(digest)                        # (3, 86400): a frame failed at first in 3 s of a day with frames
     steady.quality_drop, steady.drift             # 0 (calm) to 1 (alarm), None while the baseline is not complete
 
 A baseline is frozen once it is complete and belongs to one version: another version begins anew. The error rate that
 counts as normal is the upper bound of the baseline's, so that a baseline that was lucky does not cry wolf for ever.
+How often it has hiccups is added up from its first second in peace: what the next version is judged by.
 What came while nobody looked (inference restarted, updater down) is missing from the charts, never counted twice.
 """
 
@@ -81,6 +83,8 @@ class _Memory:
     high: float = 0.0
     low: float = 0.0
     blocks: int = 0
+    busy_s: int = 0  # seconds with frames
+    unsteady_s: int = 0  # of these, in which a frame failed at first
     alarmed: float = 0.0  # Unix seconds, 0: never
 
 
@@ -91,6 +95,7 @@ class Steady:
         self._path = path
         self._memory = _Memory()
         self._seen: dict[str, tuple[int, int]] = {}  # epoch -> right, wrong
+        self._seconds: tuple[str, int, int] | None = None  # epoch, with frames, unsteady
         self._block: tuple[str, float, int, int] | None = None  # epoch, begun, confident, confidence
         self._saved = 0.0
         self._drift: float | None = None
@@ -109,6 +114,11 @@ class Steady:
         """How near the confidence is to an alarm, 0 to 1; None while nothing is known."""
         return self._drift
 
+    def hiccups(self, digest: str | None) -> tuple[int, int]:
+        """Seconds in which that confirmed version had a hiccup, and its seconds with frames; zeros if unknown."""
+        memory = self._memory
+        return (memory.unsteady_s, memory.busy_s) if digest and digest == memory.digest else (0, 0)
+
     @property
     def alarmed(self) -> float | None:
         """When the last alarm was raised, Unix seconds."""
@@ -120,7 +130,8 @@ class Steady:
         if event.digest != memory.digest:
             self._memory = memory = _Memory(digest=event.digest or "", alarmed=memory.alarmed)
             self._seen.clear()
-            self._block = self._drift = self._drop = None
+            self._block = self._drift = self._drop = self._seconds = None
+        self._count_seconds(event)
         errors = self._errors(event, wishes) if wishes.enabled else ""
         shift = self._confidence(event, wishes) if wishes.confidence else ""
         begins = bool(errors or shift) and not self._loud
@@ -141,6 +152,13 @@ class Steady:
         }
         # Only errors can be compared: nobody knows which of two confidences is the better one.
         return SteadyVerdict(alarm, wishes.revert and bool(errors), numbers) if alarm else SteadyVerdict()
+
+    def _count_seconds(self, event: Runs) -> None:
+        before, counts = self._seconds, event.counts
+        self._seconds = (event.epoch, counts.busy_s, counts.unsteady_s)
+        if before is not None and before[0] == event.epoch:
+            self._memory.busy_s += max(0, counts.busy_s - before[1])
+            self._memory.unsteady_s += max(0, counts.unsteady_s - before[2])
 
     def _errors(self, event: Runs, wishes: Wishes) -> str:
         memory, counts = self._memory, event.counts
