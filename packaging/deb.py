@@ -48,7 +48,7 @@ TRIM: Final = (
 TRIM_NAMES: Final = ("tests", "*.pyi", "*.pxd", "__pycache__", "_cffi.cpython-*.so", "_simd.cpython-*.so")
 # Wheels that come with debugging symbols, which are nine tenths of them.
 STRIP: Final = ("zstandard/*.so",)
-UNITS: Final = ("modelagent.service", "modelagent-updater.service")
+UNITS: Final = ("modelagent.service", "modelagent-updater.service", "modelagent-metrics.service")
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.systemd,
     pytest.mark.skipif(bool(missing()), reason=f"no machine can be booted here: {missing()}"),
 ]
+METRICS = "modelagent-metrics"
 SLOW = 300_000  # bytes of padding that take ten seconds at 256 kbit/s
 STOP_S = 10.0  # TimeoutStopSec of inference
 
@@ -72,8 +73,35 @@ def test_each_directory_has_one_owner_and_one_group(device: Device) -> None:
 
 
 def test_systemd_finds_nothing_to_complain_of(device: Device) -> None:
-    units = [f"{unit}.service" for unit in (INFERENCE, UPDATER, "modelagent-sweep")]
+    units = [f"{unit}.service" for unit in (INFERENCE, UPDATER, METRICS, "modelagent-sweep")]
     assert device.machine.run("sh", "-c", f"systemd-analyze verify {' '.join(units)} 2>&1") == ""
+
+
+def test_no_unit_is_more_exposed_than_promised(device: Device) -> None:
+    for unit, most in ((INFERENCE, 1.5), (UPDATER, 2.0), (METRICS, 2.0)):
+        said = device.machine.run("systemd-analyze", "security", "--no-pager", f"{unit}.service")
+        level = float(said.rpartition("exposure level for")[2].split(":")[1].split()[0])
+        print(f"{unit}: {level}")
+        assert level <= most
+
+
+def test_metrics_are_served_to_the_device_itself_once_somebody_wants_them(device: Device) -> None:
+    machine = device.machine
+    assert machine.property(METRICS, "ActiveState") == "inactive", "it is optional"
+    device.ctl("enable", "--now", METRICS)
+    ask = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
+    page = machine.run("python3", "-c", ask, "http://127.0.0.1:9470/metrics")
+    assert 'version="1.0.0"' in page
+    machine.run("python3", "-c", ask, "http://127.0.0.1:9470/readyz")
+    assert "listening on 127.0.0.1:9470" in machine.property(METRICS, "StatusText")
+    before = machine.pid(METRICS)
+    os.kill(before, signal.SIGKILL)
+    machine.wait("another process", lambda: machine.pid(METRICS) not in {0, before})
+    machine.wait("ready again", lambda: device.active(METRICS))
+    assert 'version="1.0.0"' in machine.run("python3", "-c", ask, "http://127.0.0.1:9470/metrics")
+    device.ctl("disable", "--now", METRICS)
+    assert machine.processes(METRICS) == {}
+    device.wait_for("1.0.0")
 
 
 def test_an_update_comes_over_the_link(device: Device) -> None:

@@ -34,7 +34,7 @@ def files(root: Path) -> set[str]:
 def test_a_dry_run_says_all_and_changes_nothing(image: Path) -> None:
     code, said = call("install-service", "--dry-run", "--root", str(image))
     assert code == 0
-    assert said.count("would write") == 4
+    assert said.count("would write") == 5
     assert files(image) == set()
 
 

@@ -1,7 +1,8 @@
-"""`modelagent install-service` and `modelagent uninstall`: the two units, for those without the Debian package.
+"""`modelagent install-service` and `modelagent uninstall`: the units, for those without the Debian package.
 
 This file knows which files go where and in which order. It does not know what is in the units: they are the same as
-the package's, with this environment's own program in them.
+the package's, with this environment's own program in them. That of metrics is put in place and neither enabled nor
+started: `systemctl enable --now modelagent-metrics` is the owner's to say.
 
     sudo modelagent install-service --dry-run      # the plan, nothing else
     sudo modelagent install-service                # a second time: nothing to do
@@ -27,7 +28,7 @@ from modelagent.cli import EXIT_CODES, Frame, json_option
 from modelagent.durable import write_atomic
 from modelagent.errors import DeviceError, UsageError
 
-UNITS: Final = ("modelagent.service", "modelagent-updater.service")
+UNITS: Final = ("modelagent.service", "modelagent-updater.service", "modelagent-metrics.service")
 _UNIT_DIR: Final = "etc/systemd/system"
 _PACKAGED: Final = ("usr/lib/systemd/system/modelagent.service", "lib/systemd/system/modelagent.service")
 _DATA: Final = ("etc/modelagent", "var/lib/modelagent", "var/lib/modelagent-inference")
@@ -134,8 +135,10 @@ def plan_removal(base: Path, *, purge: bool) -> list[Step]:
     where = () if live else (f"--root={base}",)
     if live and (base / _UNIT_DIR / UNITS[0]).exists():
         steps.append(_command("stop the services", "systemctl", "stop", *UNITS))
-    if (base / _UNIT_DIR / "multi-user.target.wants/modelagent.service").is_symlink():
-        steps.append(_command("disable modelagent", "systemctl", *where, "--quiet", "disable", "modelagent.service"))
+    wants = base / _UNIT_DIR / "multi-user.target.wants"
+    if enabled := [name for name in UNITS if (wants / name).is_symlink()]:
+        names = ", ".join(name.removesuffix(".service") for name in enabled)
+        steps.append(_command(f"disable {names}", "systemctl", *where, "--quiet", "disable", *enabled))
     files = [base / _UNIT_DIR / name for name in UNITS] + [base / "etc/sysusers.d/modelagent.conf"]
     link = base / "usr/local/bin/modelagent"
     if link.is_symlink() and link.readlink() == Path(sys.prefix) / "bin" / "modelagent":
