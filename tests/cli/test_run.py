@@ -157,3 +157,15 @@ def test_a_bad_edit_after_a_good_start_keeps_the_last_good_settings(box: Path) -
                     process.wait(20)
         assert "nonsense" in said.read_text()
         config.write_text(good)
+
+    # Both as children of one process, as in a container.
+    config.write_text(good + "\nnonsense = 1\n")
+    (box / "run" / "control.sock").unlink(missing_ok=True)
+    with said.open("wb") as output:
+        process = subprocess.Popen(arguments[:-1], env=ENVIRONMENT, stderr=output)
+        try:
+            wait_for((box / "run" / "control.sock").exists)
+            wait_for(lambda: said.read_text().count("going on with the last good ones") == 2)
+        finally:
+            os.kill(process.pid, signal.SIGTERM)
+            process.wait(20)

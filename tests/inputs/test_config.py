@@ -127,8 +127,8 @@ def test_a_good_file_is_taken_whole(tmp_path: Path) -> None:
     assert settings.paths.health("digits") == Path("/run/modelagent-inference/digits/health.json")
 
 
-def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
-    settings = load(write(tmp_path, ""))
+def test_a_file_of_comments_is_all_defaults(tmp_path: Path) -> None:
+    settings = load(write(tmp_path, "# nothing said\n"))
     assert settings.models == {}
     assert settings.mqtt.host == ""
     assert settings.device.id
@@ -181,7 +181,24 @@ def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
 
 def test_a_fifo_in_the_files_place_does_not_hold_us(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "modelagent.toml")
-    assert load(tmp_path / "modelagent.toml").models == {}
+    with pytest.raises(UsageError, match="no plain file"):
+        load(tmp_path / "modelagent.toml")
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_what_a_power_cut_leaves_of_a_file_is_no_settings(tmp_path: Path, text: str) -> None:
+    """Or the box would come up with every default: no model, no repository, other directories."""
+    good = write(tmp_path, "[log]\nlevel = 'debug'\n")
+    remember(load(good), tmp_path)
+    good.write_text(text)
+    loaded = load_or_recall(good, tmp_path)
+    assert loaded.settings.log.level == "debug"
+    assert "found nothing in it" in loaded.problem
+    good.write_text("[log]\nlevel = 'debug'\n")
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "50-site.toml").write_text(text)
+    with pytest.raises(UsageError, match=r"50-site\.toml: found nothing"):
+        load(good)
 
 
 def test_every_fault_is_named_at_once(tmp_path: Path) -> None:

@@ -49,10 +49,11 @@ def run(frame: Frame, role: str | None) -> None:
 
 
 def _supervise(config: Path) -> int:
-    from modelagent.inputs.config import load  # noqa: PLC0415 - the single roles take another way
+    from modelagent.inputs.config import load_or_recall  # noqa: PLC0415 - the single roles take another way
     from modelagent.supervisor import supervise  # noqa: PLC0415 - the same
 
-    _set_up_log(load(config).log.level, "supervisor")
+    # With a bad file each child goes on with what it remembers; where nothing is remembered none is started.
+    _set_up_log(load_or_recall(config, _own_directory("updater", config)).settings.log.level, "supervisor")
     program = [sys.executable, "-m", "modelagent", "--config", str(config), "run"]
     return supervise({role: [*program, role] for role in ROLES}, log=_log.info)
 

@@ -12,6 +12,7 @@ A drop-in changes single keys: tables merge, every other value (lists too) repla
 import difflib
 import json
 import os
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -164,11 +165,17 @@ def _drop_ins(path: Path) -> list[Path]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb", opener=_open_regular) as file:
-            data = file.read(MAX_BYTES + 1)
+            plain = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            data = file.read(MAX_BYTES + 1) if plain else b""
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be read: {error.strerror}; give a readable settings file", code="unreadable"
         ) from error
+    if not plain:
+        raise UsageError(f"{path}: no plain file; give a readable settings file", code="unreadable")
+    if not data.strip():
+        # What a power cut leaves of a file that was being written; every default at once is nobody's wish.
+        raise UsageError(f"{path}: found nothing in it; write it again, or remove it", code="empty")
     if len(data) > MAX_BYTES:
         raise UsageError(f"{path}: found more than {MAX_BYTES} bytes; allowed: {MAX_BYTES}", code="too-large")
     try:
