@@ -11,13 +11,14 @@ from click.testing import CliRunner
 from scipy.stats import binomtest
 
 import tiny_models
-from modelagent.build import chains, evaluate, evidence, graph, pipeline, plans
+from modelagent.build import chains, evaluate, evidence, graph, pipeline, plans, scoring
 from modelagent.build.data import Samples
 from modelagent.build.evaluate import FailedError
 from modelagent.build.graph import Constant, Inside
 from modelagent.cli import main
 from modelagent.delta.flatbuffer import read_constants
 from modelagent.errors import UsageError
+from modelagent.judges.metrics import Scored
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 FLOAT, INT8 = DIGITS / "models" / "digits-1.1.0.tflite", DIGITS / "models" / "digits-1.1.0-int8.tflite"
@@ -124,13 +125,14 @@ def test_each_step_is_held_against_its_promise(chain: str, found: Inside, idle: 
 @pytest.mark.parametrize(("right", "count"), [(0, 10), (10, 10), (389, 400), (1, 3)])
 def test_wilson_is_scipys(right: int, count: int) -> None:
     oracle = binomtest(right, count).proportion_ci(0.95, method="wilson")
-    assert evaluate.wilson(right, count) == pytest.approx((oracle.low, oracle.high), abs=1e-9)
-    assert evaluate.wilson(0, 0) == (0.0, 1.0)
+    assert scoring.wilson(right, count) == pytest.approx((oracle.low, oracle.high), abs=1e-9)
+    assert scoring.wilson(0, 0) == (0.0, 1.0)
 
 
 def test_confusion_and_loss() -> None:
     assert evaluate.confusion([0, 1, 1, 9], [0, 1, 0, 1], 2) == [[1, 1], [0, 1]]
-    change, bound = evaluate.loss_bound([True] * 90 + [False] * 10, [True] * 100)
+    good, bad = Scored(1, 1), Scored(1, 0)
+    change, bound = scoring.change("accuracy", [good] * 90 + [bad] * 10, [good] * 100)
     assert change == pytest.approx(-0.1)
     assert -0.2 < bound < -0.1
 
@@ -141,7 +143,7 @@ def test_confusion_and_loss() -> None:
 @pytest.mark.process
 def test_a_model_is_measured_on_the_devices_runtime() -> None:
     found = evaluate.measure(FLOAT, digits(), reference=FLOAT, rounds=5)
-    assert found.accuracy == 0.9725
+    assert found.value == 0.9725
     assert found.interval[0] < 0.9725 < found.interval[1]
     assert 0 < found.p50_us <= found.p95_us
     assert found.latency_ratio is not None
@@ -154,7 +156,7 @@ def test_a_model_is_measured_on_the_devices_runtime() -> None:
 @pytest.mark.process
 def test_an_int8_input_gets_the_samples_rounded() -> None:
     found = evaluate.measure(INT8, digits())
-    assert found.accuracy == 0.9725
+    assert found.value == 0.9725
     assert found.latency_ratio is None
     assert found.probabilities
     assert found.inputs[0]["dtype"] == "int8"
@@ -222,7 +224,7 @@ def test_a_tflite_file_is_measured_and_chosen_without_tensorflow(tmp_path: Path)
     assert made.chosen is not None
     assert made.chosen.name == "float32"
     assert made.canary is not None
-    assert made.card["metrics"]["canary_accuracy"] == pytest.approx(made.canary.accuracy, abs=1e-4)
+    assert made.card["metrics"]["canary"] == pytest.approx(made.canary.value, abs=1e-4)
     assert heard[-1][1] < heard[-1][2]
     report = json.loads((out / "report.json").read_text())
     assert report["chosen"] == "float32"

@@ -128,8 +128,8 @@ def figures(name: str = "a", **changes: Any) -> Figures:
         "size": 1000,
         "compressed": 900,
         "size_ratio": 0.5,
-        "accuracy": 0.95,
-        "accuracy_loss": 0.01,
+        "value": 0.95,
+        "loss": 0.01,
         "loss_bound": -0.03,
         "latency_ratio": 1.0,
         "memory_mb": 50.0,
@@ -142,9 +142,9 @@ def figures(name: str = "a", **changes: Any) -> Figures:
     [
         ({"max_bytes": 999}, {}, "too big"),
         ({"max_size_ratio": 0.4}, {}, "too big"),
-        ({"max_accuracy_loss": 0.005}, {}, "too inaccurate"),
+        ({"max_loss": 0.005}, {}, "not good enough"),
         ({"margin": 0.02}, {}, "not shown to be good enough"),
-        ({"min_accuracy": 0.96}, {}, "too inaccurate"),
+        ({"floor": 0.96}, {}, "not good enough"),
         ({"max_latency_ratio": 0.9}, {}, "too slow"),
         ({"max_memory_mb": 40}, {}, "too much memory"),
         ({}, {"unsupported": ("FlexErf",)}, "FlexErf"),
@@ -158,18 +158,18 @@ def test_each_constraint_refuses_with_its_reason(wanted: dict[str, Any], change:
 
 
 def test_bigger_slower_or_worse_than_the_parent_is_refused() -> None:
-    good = AgainstParent(size_ratio=0.9, latency_ratio=1.0, accuracy_change=0.0, change_bound=-0.02, samples=400)
+    good = AgainstParent(size_ratio=0.9, latency_ratio=1.0, change=0.0, change_bound=-0.02, samples=400)
     assert choose.parent_refusals(good, Parent(), 0.95) == []
-    bad = AgainstParent(size_ratio=1.1, latency_ratio=2.0, accuracy_change=-0.04, change_bound=-0.07, samples=400)
+    bad = AgainstParent(size_ratio=1.1, latency_ratio=2.0, change=-0.04, change_bound=-0.07, samples=400)
     reasons = choose.parent_refusals(bad, Parent(), 0.95)
     assert [reason.split()[0] for reason in reasons] == ["bigger", "slower", "worse"]
 
 
 def test_the_rule_prefers_and_breaks_ties() -> None:
-    small = figures("small", compressed=500, accuracy=0.93, latency_ratio=1.2)
-    fast = figures("fast", compressed=700, accuracy=0.94, latency_ratio=0.5)
-    exact = figures("exact", compressed=900, accuracy=0.97, latency_ratio=1.0)
-    for prefer, best in (("size", small), ("latency", fast), ("accuracy", exact)):
+    small = figures("small", compressed=500, value=0.93, latency_ratio=1.2)
+    fast = figures("fast", compressed=700, value=0.94, latency_ratio=0.5)
+    exact = figures("exact", compressed=900, value=0.97, latency_ratio=1.0)
+    for prefer, best in (("size", small), ("latency", fast), ("metric", exact)):
         assert choose.best([exact, fast, small], prefer=prefer) is best
     # Half a per cent of time is noise: then size decides.
     nearly = figures("nearly", compressed=600, latency_ratio=0.503)
@@ -180,7 +180,7 @@ def test_the_rule_prefers_and_breaks_ties() -> None:
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=8))
 def test_the_front_is_never_empty_and_never_beaten(points: list[tuple[int, int, int]]) -> None:
     found = [
-        figures(str(index), compressed=size, accuracy=right / 5, latency_ratio=time)
+        figures(str(index), compressed=size, value=right / 5, latency_ratio=time)
         for index, (size, right, time) in enumerate(points)
     ]
     front = choose.pareto(found)

@@ -60,7 +60,7 @@ def plan(**more: Any) -> plans.Plan:
         },
         "data": {"source": "small_networks:samples", "shares": {"train": 0.5, "validation": 0.2, "canary": 0.3}},
         "variants": VARIANTS,
-        "choose": {"max_accuracy_loss": 0.03},
+        "choose": {"max_loss": 0.03},
         "evaluate": {"rounds": 5},
     }
     document.update(more)
@@ -75,7 +75,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 def test_every_variant_can_be_built_and_measured(built: Outcome) -> None:
     assert {name: item.failure for name, item in built.variants.items() if item.failure} == {}
     assert built.variants["float32"].measured is not None
-    assert built.variants["float32"].measured.accuracy > 0.93
+    assert built.variants["float32"].measured.value > 0.93
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_size_falls_as_stated_and_accuracy_stays_in_a_bound(
     found = built.variants[name].figures
     assert found is not None
     assert 1 - found.size_ratio >= least_smaller
-    assert found.accuracy_loss <= loss
-    assert built.variants[name].refusals == [] or found.accuracy_loss > 0.03
+    assert found.loss <= loss
+    assert built.variants[name].refusals == [] or found.loss > 0.03
 
 
 def test_pruned_weights_are_zero_and_stay_zero_through_later_steps(built: Outcome) -> None:
@@ -113,7 +113,7 @@ def test_pruned_weights_are_zero_and_stay_zero_through_later_steps(built: Outcom
     assert built.variants["pruned"].compressed < 0.7 * base.compressed
     pruned = built.variants["pruned"].figures
     assert pruned is not None
-    assert pruned.accuracy_loss <= 0.02
+    assert pruned.loss <= 0.02
 
 
 def test_a_student_that_is_no_smaller_is_said(built: Outcome) -> None:
@@ -284,7 +284,7 @@ def test_from_a_network_to_a_device_in_one_command(
         '[model]\nname = "digits"\nseed = 5\ninputs = ["scan"]\noutputs = ["probabilities"]\n',
         'source = "small_networks:network"\n[data]\nsource = "small_networks:samples"\n',
         'shares = { train = 0.5, validation = 0.2, canary = 0.3 }\n[variants]\nint8 = "int8:io=int8"\n',
-        '[choose]\nmax_accuracy_loss = 0.03\n[card]\nintended_use = "a test"\n',
+        '[choose]\nmax_loss = 0.03\n[card]\nintended_use = "a test"\n',
     ]
     Path("build.toml").write_text("".join(toml))
     run("init", "--model", "digits")

@@ -23,7 +23,13 @@ _TRAINING: Final[dict[str, tuple[Any, ...]]] = {
     "batch": (32, 1, 65_536),
 }
 OPTIONS: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
-    "prune": {"sparsity": (0.5, 0.01, 0.99), "start": (0.0, 0.0, 0.99), "every": (10, 1, 100_000), **_TRAINING},
+    "prune": {
+        "sparsity": (0.5, 0.01, 0.99),
+        "start": (0.0, 0.0, 0.99),
+        "every": (1, 1, 100_000),
+        **_TRAINING,
+        "epochs": (12, 0, 10_000),
+    },
     "distil": {"student": ("",), "temperature": (4.0, 0.1, 100.0), "alpha": (0.1, 0.0, 1.0), **_TRAINING},
     "qat": {**_TRAINING, "rate": (1e-4, 0.0, 10.0), "io": ("float32", "float32", "int8", "uint8")},
     "float32": {},

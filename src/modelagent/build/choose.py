@@ -6,17 +6,20 @@ This file knows constraints and figures. It is pure: it measures nothing.
     best(candidates, prefer="size")                 # the rule below
 
 The rule: of the variants that hold every constraint and in which every step did something, the one that is first by
-`prefer`; ties go by the other two, in the order size, latency, accuracy, and then by name. Size is the compressed one,
-because that is what the link carries; latency is the ratio to the baseline.
+`prefer`; ties go by the other two, in the order size, latency, metric, and then by name. Size is the compressed one,
+because that is what the link carries; latency is the ratio to the baseline. Losses are in the metric's unit, and
+what is worse is a loss, also where lower is better.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from modelagent.build.plans import Constraints, Parent
+from modelagent.build import scoring
+from modelagent.build.plans import MARGIN, Constraints, Parent
+from modelagent.judges.metrics import lower_is_better
 
-RULE: Final = "all constraints hold and no step was idle; then first by {prefer}, ties by size, latency, accuracy, name"
+RULE: Final = "all constraints hold and no step was idle; then first by {prefer}, ties by size, latency, metric, name"
 _SAME_LATENCY: Final = 0.05  # ratios closer than this are noise on a machine that does other things too
 
 
@@ -28,11 +31,12 @@ class Figures:
     size: int
     compressed: int
     size_ratio: float
-    accuracy: float
-    accuracy_loss: float
-    loss_bound: float  # one-sided lower bound of (this - baseline), paired
+    value: float  # of the metric
+    loss: float
+    loss_bound: float  # one-sided lower bound of how much better this is than the baseline, paired
     latency_ratio: float
     memory_mb: float
+    metric: str = "accuracy"
     unsupported: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
 
@@ -43,9 +47,10 @@ class AgainstParent:
 
     size_ratio: float
     latency_ratio: float
-    accuracy_change: float
+    change: float  # better counts positively
     change_bound: float
     samples: int
+    metric: str = "accuracy"
 
 
 def refusals(figures: Figures, wanted: Constraints) -> list[str]:
@@ -57,17 +62,28 @@ def refusals(figures: Figures, wanted: Constraints) -> list[str]:
         found.append(f"too big: {figures.size} bytes, allowed are {wanted.max_bytes:.0f}")
     if wanted.max_size_ratio is not None and figures.size_ratio > wanted.max_size_ratio:
         found.append(f"too big: {figures.size_ratio:.2f} of the baseline, allowed is {wanted.max_size_ratio:.2f}")
-    if wanted.max_accuracy_loss is not None and figures.accuracy_loss > wanted.max_accuracy_loss + 1e-12:
+    metric = figures.metric
+
+    def shown(number: float) -> str:
+        return scoring.shown(metric, number)
+
+    if wanted.max_loss is not None and figures.loss > wanted.max_loss + 1e-12:
         found.append(
-            f"too inaccurate: it loses {figures.accuracy_loss:.2%}, allowed are {wanted.max_accuracy_loss:.2%}"
+            f"not good enough: it loses {shown(figures.loss)} of {scoring.name(metric)}, allowed are "
+            f"{shown(wanted.max_loss)}"
         )
     if wanted.margin is not None and figures.loss_bound <= -wanted.margin:
         found.append(
             f"not shown to be good enough: at {wanted.confidence:.0%} confidence it may lose "
-            f"{-figures.loss_bound:.2%}, the margin is {wanted.margin:.2%}"
+            f"{shown(-figures.loss_bound)}, the margin is {shown(wanted.margin)}"
         )
-    if wanted.min_accuracy is not None and figures.accuracy < wanted.min_accuracy:
-        found.append(f"too inaccurate: {figures.accuracy:.2%}, at least {wanted.min_accuracy:.2%} is asked for")
+    if wanted.floor is not None:
+        error = lower_is_better(metric)
+        if figures.value > wanted.floor if error else figures.value < wanted.floor:
+            found.append(
+                f"not good enough: {scoring.name(metric)} {shown(figures.value)}, at {'most' if error else 'least'} "
+                f"{shown(wanted.floor)} is asked for"
+            )
     if wanted.max_latency_ratio is not None and figures.latency_ratio > wanted.max_latency_ratio:
         found.append(
             f"too slow: {figures.latency_ratio:.2f} of the baseline's time, allowed is {wanted.max_latency_ratio:.2f}"
@@ -86,11 +102,14 @@ def parent_refusals(beside: AgainstParent, wanted: Parent, confidence: float) ->
         found.append(
             f"slower than the parent: {beside.latency_ratio:.2f} of its time, allowed is {wanted.max_latency_ratio:.2f}"
         )
-    if beside.change_bound <= -wanted.margin:
+    margin = MARGIN if wanted.margin is None else wanted.margin
+    if beside.change_bound <= -margin:
         found.append(
-            f"worse than the parent, or not shown otherwise: accuracy changes by {beside.accuracy_change:+.2%} on "
+            f"worse than the parent, or not shown otherwise: {scoring.name(beside.metric)} is "
+            f"{scoring.shown(beside.metric, abs(beside.change))} {'better' if beside.change > 0 else 'worse'} on "
             f"{beside.samples} canary samples, and at {confidence:.0%} confidence the loss may be "
-            f"{-beside.change_bound:.2%}; the margin is {wanted.margin:.2%}"
+            f"{scoring.shown(beside.metric, -beside.change_bound)}; the margin is "
+            f"{scoring.shown(beside.metric, margin)}"
         )
     return found
 
@@ -106,7 +125,7 @@ def best(candidates: Sequence[Figures], *, prefer: str) -> Figures | None:
             "size": figures.compressed,
             # In steps, so that noise alone never decides.
             "latency": int((figures.latency_ratio - fastest) / _SAME_LATENCY),
-            "accuracy": -figures.accuracy,
+            "metric": figures.value if lower_is_better(figures.metric) else -figures.value,
         }
         return (ranks.pop(prefer), *ranks.values(), figures.name)
 
@@ -114,10 +133,11 @@ def best(candidates: Sequence[Figures], *, prefer: str) -> Figures | None:
 
 
 def pareto(figures: Sequence[Figures]) -> set[str]:
-    """Names of variants that no other beats or equals in size, accuracy and latency while being better in one."""
+    """Names of variants that no other beats or equals in size, metric and latency while being better in one."""
 
     def point(item: Figures) -> tuple[float, float, float]:
-        return (item.compressed, -item.accuracy, item.latency_ratio)
+        worth = -item.value if lower_is_better(item.metric) else item.value
+        return (item.compressed, -worth, item.latency_ratio)
 
     return {
         one.name

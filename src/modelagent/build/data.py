@@ -7,15 +7,16 @@ It does not know models.
     parts = split(samples, seed=7)                  # no sample is in two parts; classes in equal shares
     parts.canary.digest                             # sha256 of exactly these numbers
 
-An .npz holds `input_0`, `input_1`, ... (or one array `x`) with a leading sample axis, and `labels` (or `y`), integers.
-An entry point returns the same as a mapping. Class folders hold .npy files or pictures, one folder a class.
+An .npz holds `input_0`, `input_1`, ... (or one array `x`) with a leading sample axis, and `labels` (or `y`): a class
+a sample, or what the metric asks for (target numbers for mae and rmse, a class a pixel for mean-iou). An entry point
+returns the same as a mapping. Class folders hold .npy files or pictures, one folder a class.
 """
 
 import hashlib
 import io
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -23,20 +24,26 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from modelagent.build import toolbox
-from modelagent.errors import UsageError
+from modelagent.build import scoring
+from modelagent.errors import ModelError, SourceError, UsageError
+from modelagent.manifest import Tensor
 
 Array = npt.NDArray[Any]
 SHARES: Final = {"train": 0.6, "validation": 0.15, "canary": 0.25}
 PICTURES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+_STRATA: Final = 10  # of targets that are numbers: low and high ones have equal shares in every part
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples in order: one array per model input, each [N, ...], `labels` int64 [N], and the classes' names."""
+    """Samples in order: one array per model input, each [N, ...], the truth, and the classes' names.
+
+    `labels`: int64 [N] where samples have a class, float32 [N, ...] where they have target numbers, int64 [N, ...]
+    masks; the last two have no class names unless they came with the data.
+    """
 
     inputs: tuple[Array, ...]
-    labels: npt.NDArray[np.int64]
+    labels: Array
     classes: tuple[str, ...]
     fixed: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # a division that came with the data
 
@@ -55,6 +62,18 @@ class Samples:
             total.update(f"{array.dtype.str}{array.shape}".encode())
             total.update(np.ascontiguousarray(array).tobytes())
         return total.hexdigest()
+
+    @property
+    def strata(self) -> npt.NDArray[np.int64]:
+        """What every part must have in equal shares: classes, or tenths of the first target number."""
+        if self.labels.ndim == 1 and self.labels.dtype.kind in "iu":
+            return self.labels.astype(np.int64)
+        if self.labels.dtype.kind != "f":
+            return np.zeros(len(self), np.int64)
+        first = self.labels.reshape(len(self), -1)[:, 0]
+        ranks = np.argsort(np.argsort(first, kind="stable"), kind="stable")
+        groups = max(1, min(_STRATA, len(self) // _STRATA))  # so that a small set still has some of each in each part
+        return (ranks * groups // len(self)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -88,11 +107,12 @@ def is_entry_point(text: str) -> bool:
     return bool(found) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
-def read(source: str) -> Samples:
+def read(source: str, metric: str = "accuracy") -> Samples:
     """Read a data set.
 
     Args:
         source: an .npz file, a directory of class folders, or `module:function`.
+        metric: decides what labels may be.
 
     Raises:
         UsageError: `data`, naming the array or file, what was found and what is allowed.
@@ -100,22 +120,23 @@ def read(source: str) -> Samples:
     if is_entry_point(source):
         given = entry_point(source)()
         if isinstance(given, Samples):
+            _check_labels(source, given.labels, metric)
             return given
         if not isinstance(given, Mapping):
             raise _bad(source, f"a {type(given).__name__}", "a mapping of arrays, as an .npz holds them")
-        return _from_arrays(source, {name: np.asarray(array) for name, array in given.items()})
+        return _from_arrays(source, {name: np.asarray(array) for name, array in given.items()}, metric)
     path = Path(source)
     if path.is_dir():
-        return _from_folders(path)
+        return _from_folders(path, metric)
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return _from_arrays(source, {name: archive[name] for name in archive.files})
+            return _from_arrays(source, {name: archive[name] for name in archive.files}, metric)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise _bad(source, str(error), "an .npz file, a directory of class folders, or module:function") from error
 
 
 def split(samples: Samples, *, seed: int, shares: Mapping[str, float] | None = None) -> Parts:
-    """Divide: stratified by class, by a seeded permutation whose stream numpy has frozen (NEP 19).
+    """Divide: stratified by class (or by target), by a seeded permutation whose stream numpy has frozen (NEP 19).
 
     A division that came with the data (`fixed`) is taken as it is.
 
@@ -132,8 +153,9 @@ def split(samples: Samples, *, seed: int, shares: Mapping[str, float] | None = N
         raise _bad("shares", str(dict(wanted)), "train, validation and canary above 0, at most 1 in all")
     random = np.random.RandomState(seed)
     found: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in SHARES}
-    for label in np.unique(samples.labels):
-        members = random.permutation(np.flatnonzero(samples.labels == label)).astype(np.int64)
+    strata = samples.strata
+    for label in np.unique(strata):
+        members = random.permutation(np.flatnonzero(strata == label)).astype(np.int64)
         start = 0.0
         for name in SHARES:
             stop = start + wanted[name] * len(members)
@@ -148,14 +170,42 @@ def split(samples: Samples, *, seed: int, shares: Mapping[str, float] | None = N
     return Parts(**parts)
 
 
+def prepared(samples: Samples, before: Mapping[str, Any], shapes: Sequence[Sequence[int]]) -> Samples:
+    """Frames as the network gets them: by the device's own arithmetic, so that both mean the same pixels.
+
+    Args:
+        samples: frames.
+        before: the manifest's `preprocess`.
+        shapes: of the network's inputs, batch included; empty: those of the frames.
+
+    Raises:
+        UsageError: `preprocess`: nonsense, or frames that do not fit.
+    """
+    if before.get("kind", "none") == "none":
+        return samples
+    shapes = shapes or [(1, *array.shape[1:]) for array in samples.inputs]
+    tensors = [Tensor(f"input_{index}", tuple(shape), "float32", None) for index, shape in enumerate(shapes)]
+    try:
+        # By name: the arithmetic is numpy's alone, but it belongs to inference, which nothing here builds on.
+        steps = import_module("modelagent.inference.prepare").preparations(before, tensors)
+        made = tuple(
+            np.concatenate([step.prepare(frame) for frame in array])
+            for step, array in zip(steps, samples.inputs, strict=True)
+        )
+    except (ModelError, SourceError, ValueError) as error:
+        raise UsageError(f"manifest.preprocess: {error}; correct it, or the data", code="preprocess") from error
+    return replace(samples, inputs=made, fixed={})
+
+
 def stratified(samples: Samples, count: int, *, seed: int) -> Samples:
     """`count` of the samples, classes in the shares that they have in all of them; all where there are fewer."""
     if count >= len(samples):
         return samples
     random = np.random.RandomState(seed)
     ranks = np.empty(len(samples))
-    for label in np.unique(samples.labels):
-        members = np.flatnonzero(samples.labels == label)
+    strata = samples.strata
+    for label in np.unique(strata):
+        members = np.flatnonzero(strata == label)
         # Members spread evenly over [0, 1): the first `count` of all then hold every class in its share.
         ranks[random.permutation(members)] = (np.arange(len(members)) + random.rand()) / len(members)
     return samples.take(np.sort(np.argsort(ranks, kind="stable")[:count]).astype(np.int64))
@@ -178,7 +228,26 @@ def pack(samples: Samples, *, labels: bool = True) -> bytes:
     return buffer.getvalue()
 
 
-def _from_arrays(source: str, arrays: Mapping[str, Array]) -> Samples:
+def _check_labels(source: str, labels: Array, metric: str) -> None:
+    """Whether these can be the truth of a metric."""
+    found = f"labels {labels.dtype} {list(labels.shape)}"
+    if not labels.ndim or not len(labels):
+        raise _bad(source, found, "one a sample")
+    if metric in scoring.VALUES:
+        if labels.dtype.kind not in "iuf" or not np.isfinite(labels).all():
+            raise _bad(source, found, f"finite numbers, the targets of {metric}")
+        return
+    if metric in scoring.MASKS:
+        if labels.dtype.kind not in "iu" or labels.ndim < 2:
+            raise _bad(source, found, f"whole numbers, one a pixel, for {metric}")
+        return
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise _bad(source, found, f"one whole number a sample, as {metric} asks for")
+    if metric in scoring.TWO_CLASSES and not set(np.unique(labels).tolist()) <= {0, 1}:
+        raise _bad(source, f"the labels {np.unique(labels)[:5].tolist()}", f"0 and 1, as {metric} asks for")
+
+
+def _from_arrays(source: str, arrays: Mapping[str, Array], metric: str) -> Samples:
     names = {"x": "input_0", "y": "labels"}
     arrays = {names.get(name, name): array for name, array in arrays.items()}
     inputs: list[Array] = []
@@ -187,24 +256,25 @@ def _from_arrays(source: str, arrays: Mapping[str, Array]) -> Samples:
     if not inputs or "labels" not in arrays:
         raise _bad(source, f"the arrays {', '.join(sorted(arrays)) or 'none'}", "input_0, ... and labels")
     labels = arrays["labels"]
-    if labels.dtype.kind not in "iu" or labels.ndim != 1 or not len(labels):
-        raise _bad(source, f"labels {labels.dtype} {list(labels.shape)}", "one whole number a sample")
+    _check_labels(source, labels, metric)
     if any(array.ndim < 1 or len(array) != len(labels) for array in inputs):
         raise _bad(source, f"{[len(array) for array in inputs]} inputs for {len(labels)} labels", "one each a sample")
-    if int(labels.min()) < 0:
-        raise _bad(source, f"the label {int(labels.min())}", "classes counted from 0")
-    if "classes" in arrays:
-        classes = tuple(str(name) for name in arrays["classes"])
+    classes = tuple(str(name) for name in arrays["classes"]) if "classes" in arrays else ()
+    if metric in scoring.VALUES:
+        labels = labels.astype(np.float32)
     else:
-        classes = tuple(str(number) for number in range(int(labels.max()) + 1))
-    if len(classes) <= int(labels.max()):
-        raise _bad(source, f"the label {int(labels.max())}", f"labels below {len(classes)}, the number of classes")
+        labels = labels.astype(np.int64)
+        if int(labels.min()) < 0:
+            raise _bad(source, f"the label {int(labels.min())}", "classes counted from 0")
+        classes = classes or tuple(str(number) for number in range(int(labels.max()) + 1))
+        if len(classes) <= int(labels.max()):
+            raise _bad(source, f"the label {int(labels.max())}", f"labels below {len(classes)}, the number of classes")
     fixed = {name: arrays[name].astype(np.int64) for name in SHARES if name in arrays}
     kept = tuple(array.astype(np.float32) if array.dtype.kind == "f" else array for array in inputs)
-    return Samples(kept, labels.astype(np.int64), classes, fixed)
+    return Samples(kept, labels, classes, fixed)
 
 
-def _from_folders(path: Path) -> Samples:
+def _from_folders(path: Path, metric: str) -> Samples:
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     rows: list[Array] = []
     labels: list[int] = []
@@ -222,18 +292,34 @@ def _from_folders(path: Path) -> Samples:
     if not rows:
         raise _bad(str(path), "no sample", f"one folder a class, with .npy files or pictures ({', '.join(PICTURES)})")
     arrays: dict[str, Array] = {"input_0": np.stack(rows), "labels": np.array(labels)}
-    return _from_arrays(str(path), {**arrays, "classes": np.array([folder.name for folder in folders])})
+    return _from_arrays(str(path), {**arrays, "classes": np.array([folder.name for folder in folders])}, metric)
 
 
 def _picture(file: Path) -> Array:
-    # Pixels as 0..1, as most networks want them; others scale in an entry point.
-    tf = toolbox.tensorflow()
+    """Pixels as 0..1, as most networks want them ([height, width, 1 or 3]); others scale in an entry point."""
     try:
-        pixels = tf.io.decode_image(file.read_bytes(), expand_animations=False)
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
-        raise _bad(str(file), "no readable picture", f"one of {', '.join(PICTURES)}") from error
-    scaled: Array = pixels.numpy().astype(np.float32) / 255.0
+        with pillow().open(file) as picture:
+            grey = picture.mode in ("1", "L")
+            pixels = np.asarray(picture.convert("L" if grey else "RGB"))
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's words for a broken file
+        raise _bad(str(file), f"no readable picture ({error})", f"one of {', '.join(PICTURES)}") from error
+    scaled: Array = pixels.reshape(*pixels.shape[:2], -1).astype(np.float32) / 255.0
     return scaled
+
+
+def pillow() -> Any:
+    """Pillow's Image, which is an extra.
+
+    Raises:
+        UsageError: `no-tool`.
+    """
+    try:
+        return import_module("PIL.Image")
+    except ImportError as error:
+        raise UsageError(
+            "Pillow is missing: class folders of pictures are read with it; pip install 'modelagent[images]'",
+            code="no-tool",
+        ) from error
 
 
 def _bad(where: str, found: str, allowed: str) -> UsageError:

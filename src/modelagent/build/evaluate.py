@@ -1,10 +1,10 @@
 """Measuring a variant: a child process on the device's runtime, and the numbers made of what it tells.
 
-This file knows how a child is asked, Wilson's interval and what a model that crashes or hangs amounts to. It never
-loads a model itself.
+This file knows how a child is asked and what a model that crashes or hangs amounts to. It never loads a model itself,
+nor does it know what a metric is (`scoring.py` does).
 
-    found = measure(Path("int8.tflite"), samples, reference=Path("float32.tflite"), threads=1)
-    found.accuracy, found.interval, found.p95_us, found.peak_mb, found.latency_ratio
+    found = measure(Path("int8.tflite"), samples, reference=Path("float32.tflite"), threads=1, metric="accuracy")
+    found.value, found.interval, found.p95_us, found.peak_mb, found.latency_ratio
 """
 
 import json
@@ -20,9 +20,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from modelagent.build import scoring
 from modelagent.build.data import Samples
 from modelagent.errors import UsageError
-from modelagent.judges.paired import normal_quantile, tango_lower
+from modelagent.judges.metrics import Scored
 
 TIME_LIMIT: Final = 600.0  # seconds for one variant
 ROUNDS: Final = 20
@@ -34,10 +35,14 @@ class FailedError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one variant does on one set of samples. Times in microseconds, memory of the whole process in MB."""
+    """What one variant does on one set of samples. Times in microseconds, memory of the whole process in MB.
+
+    `value` is the plan's metric, `interval` its two-sided 95 % interval; `answers` is where output 0 is largest.
+    """
 
     answers: tuple[int, ...]
-    right: tuple[bool, ...]
+    scored: tuple[Scored, ...]
+    value: float
     interval: tuple[float, float]
     p50_us: float
     p95_us: float
@@ -50,11 +55,6 @@ class Measured:
     inputs: tuple[dict[str, Any], ...]
     outputs: tuple[dict[str, Any], ...]
 
-    @property
-    def accuracy(self) -> float:
-        """Share of right answers."""
-        return sum(self.right) / len(self.right)
-
 
 def measure(
     model: Path,
@@ -63,37 +63,48 @@ def measure(
     reference: Path | None = None,
     threads: int = 1,
     rounds: int = ROUNDS,
-    confidence: float = 0.95,
+    metric: str = "accuracy",
     time_limit: float = TIME_LIMIT,
 ) -> Measured:
     """Run a variant over samples in a child.
 
     Args:
         model: the .tflite file.
-        samples: inputs as the float model takes them, and labels.
+        samples: inputs as the float model takes them, and the truth.
         reference: what its time is compared with; None: no ratio.
         threads: as on the device.
         rounds: of alternating blocks in the comparison; the ratio is their median.
-        confidence: of Wilson's two-sided interval.
+        metric: of `scoring.OFFERED`.
         time_limit: seconds.
 
     Raises:
         FailedError: `unsupported`, `crash`, `hang` or `not-finite`: devices would fail the same way.
+        UsageError: `metric`: it is not defined on these samples.
     """
     with tempfile.TemporaryDirectory(prefix="modelagent-trial-") as folder:
         for index, array in enumerate(samples.inputs):
             np.save(Path(folder) / f"input_{index}.npy", array)
-        told = _ask(model, Path(folder), reference, threads=threads, rounds=rounds, time_limit=time_limit)
+        np.save(Path(folder) / "truth.npy", samples.labels)
+        argument = {
+            "model": str(model.resolve()),
+            "samples": folder,
+            "threads": threads,
+            "reference": None if reference is None else str(reference.resolve()),
+            "rounds": rounds,
+            "metric": metric,
+        }
+        told = _ask(model, argument, time_limit)
     answers = tuple(int(answer) for answer in told["answers"])
-    right = tuple(bool(answer == label) for answer, label in zip(answers, samples.labels, strict=True))
     if not told["finite"]:
         raise FailedError(f"{model.name}: an output was NaN or infinite; a device refuses that", code="not-finite")
     ratios = sorted(told["ratios"])
     times = sorted(told["us"])
+    scored = scoring.scored(samples.labels, answers, told["values"])
     return Measured(
         answers=answers,
-        right=right,
-        interval=wilson(sum(right), len(right), confidence),
+        scored=scored,
+        value=scoring.value(metric, scored),
+        interval=scoring.interval(metric, scored),
         p50_us=quantile(times, 0.5),
         p95_us=quantile(times, 0.95),
         load_ms=float(told["load_ms"]),
@@ -105,27 +116,6 @@ def measure(
         inputs=tuple(told["inputs"]),
         outputs=tuple(told["outputs"]),
     )
-
-
-def wilson(right: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Two-sided interval of a share (Wilson, Journal of the American Statistical Association 22, 1927, 209-212)."""
-    if count == 0:
-        return 0.0, 1.0
-    z = normal_quantile(0.5 + confidence / 2.0)
-    share = right / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    # Rounding would leave 1e-17 where the bound is 0 or 1 exactly.
-    low = 0.0 if right == 0 else max(0.0, middle - half)
-    high = 1.0 if right == count else min(1.0, middle + half)
-    return low, high
-
-
-def loss_bound(new: Sequence[bool], old: Sequence[bool], confidence: float = 0.95) -> tuple[float, float]:
-    """(accuracy of new - accuracy of old, its one-sided lower bound by Tango's paired score interval)."""
-    only_new = sum(a and not b for a, b in zip(new, old, strict=True))
-    only_old = sum(b and not a for a, b in zip(new, old, strict=True))
-    return (only_new - only_old) / len(new), tango_lower(only_new, only_old, len(new), confidence)
 
 
 def compressed(data: bytes) -> int:
@@ -147,16 +137,7 @@ def confusion(answers: Sequence[int], labels: Sequence[int], classes: int) -> li
     return table
 
 
-def _ask(
-    model: Path, folder: Path, reference: Path | None, *, threads: int, rounds: int, time_limit: float
-) -> dict[str, Any]:
-    argument = {
-        "model": str(model.resolve()),
-        "samples": str(folder),
-        "threads": threads,
-        "reference": None if reference is None else str(reference.resolve()),
-        "rounds": rounds,
-    }
+def _ask(model: Path, argument: dict[str, Any], time_limit: float) -> dict[str, Any]:
     try:
         ended = subprocess.run(
             [sys.executable, "-m", "modelagent.build.trial", json.dumps(argument)],

@@ -18,7 +18,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelagent.build import chains, choose, convert, data, evaluate, evidence, graph, report, source, toolbox, train
+from modelagent.build import (
+    chains,
+    choose,
+    convert,
+    data,
+    evaluate,
+    evidence,
+    graph,
+    report,
+    scoring,
+    source,
+    toolbox,
+    train,
+)
 from modelagent.build.chains import Step
 from modelagent.build.choose import AgainstParent, Figures
 from modelagent.build.data import Parts
@@ -56,7 +69,8 @@ class Outcome:
     """A whole build."""
 
     plan: Plan
-    parts: Parts
+    parts: Parts  # as the network takes them
+    frames: Parts  # as devices get them: the same, unless the plan declares what is done before the model
     source: source.Source
     variants: dict[str, Variant]
     parent: Mapping[str, Any] | None
@@ -95,7 +109,10 @@ def build(
     total = sum(len(steps) + 1 for steps in chained.values()) + 2
     progress = _Progress(told, total)
     progress.step("data", "reading and dividing")
-    parts = data.split(data.read(plan.data), seed=plan.seed, shares=plan.shares or None)
+    frames = data.split(data.read(plan.data, plan.metric), seed=plan.seed, shares=plan.shares or None)
+    before = plan.promises.get("preprocess", {})
+    named = {name: data.prepared(getattr(frames, name), before, plan.shapes) for name in data.SHARES}
+    parts = Parts(**named)
     toolbox.clear_names()
     progress.step("source", f"loading {plan.source}")
     loaded = source.load(plan.source, parts.train, seed=plan.seed)
@@ -116,7 +133,7 @@ def build(
             variant.delta = delta_size(parent["data"], variant.file.read_bytes())
     chosen, beside, canary = _choose(plan, parts, variants, parent)
     card = _card(plan, parts, loaded, chosen=chosen, canary=canary, beside=beside, parent=parent, command=command)
-    outcome = Outcome(plan, parts, loaded, variants, parent, chosen, beside, canary, card, out / "report.json")
+    outcome = Outcome(plan, parts, frames, loaded, variants, parent, chosen, beside, canary, card, out / "report.json")
     report.write(outcome, out)
     return outcome
 
@@ -222,6 +239,7 @@ def _measure(plan: Plan, parts: Parts, variant: Variant, baseline: Variant) -> N
             reference=baseline.file,
             threads=plan.threads,
             rounds=plan.rounds,
+            metric=plan.metric,
         )
     except evaluate.FailedError as error:
         variant.failure = error.message
@@ -230,19 +248,20 @@ def _measure(plan: Plan, parts: Parts, variant: Variant, baseline: Variant) -> N
         return
     base = baseline.measured
     assert base is not None, "the baseline is measured first"  # noqa: S101
-    change, bound = evaluate.loss_bound(variant.measured.right, base.right, plan.choose.confidence)
+    change, bound = scoring.change(plan.metric, variant.measured.scored, base.scored, plan.choose.confidence)
     variant.figures = Figures(
         name=variant.name,
         size=variant.size,
         compressed=variant.compressed,
         size_ratio=variant.size / baseline.size,
-        accuracy=variant.measured.accuracy,
-        accuracy_loss=0.0 - change,
+        value=variant.measured.value,
+        loss=0.0 - change,
         loss_bound=bound,
         latency_ratio=variant.measured.latency_ratio or 1.0,
         memory_mb=variant.measured.peak_mb,
         unsupported=variant.inside.custom,
         idle=tuple(remark.text for remark in variant.remarks if remark.idle),
+        metric=plan.metric,
     )
     variant.refusals = choose.refusals(variant.figures, plan.choose)
 
@@ -261,11 +280,12 @@ def _choose(
             canary = evaluate.measure(
                 candidate.file,
                 parts.canary,
-                reference=None if parent is None else parent["path"],
+                reference=parent["path"] if parent is not None and plan.parent.judged else None,
                 threads=plan.threads,
                 rounds=plan.rounds,
+                metric=plan.metric,
             )
-            if parent is None:
+            if parent is None or not plan.parent.judged:
                 return candidate, None, canary
             beside = _beside(plan, parts, candidate, canary, parent)
             candidate.refusals = choose.parent_refusals(beside, plan.parent, plan.choose.confidence)
@@ -281,16 +301,17 @@ def _choose(
 def _beside(
     plan: Plan, parts: Parts, candidate: Variant, canary: evaluate.Measured, parent: Mapping[str, Any]
 ) -> AgainstParent:
-    if not parent["right"]:
-        found = evaluate.measure(parent["path"], parts.canary, threads=plan.threads)
-        parent["right"].extend(found.right)
-    change, bound = evaluate.loss_bound(canary.right, parent["right"], plan.choose.confidence)
+    if not parent["scored"]:
+        found = evaluate.measure(parent["path"], parts.canary, threads=plan.threads, metric=plan.metric)
+        parent["scored"].extend(found.scored)
+    change, bound = scoring.change(plan.metric, canary.scored, parent["scored"], plan.choose.confidence)
     return AgainstParent(
         size_ratio=candidate.size / len(parent["data"]),
         latency_ratio=canary.latency_ratio or 1.0,
-        accuracy_change=change,
+        change=change,
         change_bound=bound,
-        samples=len(canary.right),
+        samples=len(canary.scored),
+        metric=plan.metric,
     )
 
 
@@ -302,7 +323,7 @@ def _parent(plan: Plan) -> dict[str, Any] | None:
     except OSError as error:
         raise UsageError(f"parent {plan.parent.file}: {error.strerror}; name a readable file", code="plan") from error
     digest = hashlib.sha256(content).hexdigest()
-    return {"path": plan.parent.file, "data": content, "digest": digest, "right": []}
+    return {"path": plan.parent.file, "data": content, "digest": digest, "scored": []}
 
 
 def _following(plan: Plan, parts: Parts, loaded: source.Source) -> dict[str, Any]:
@@ -367,17 +388,18 @@ def _card(
     if chosen is not None and chosen.measured is not None and chosen.figures is not None:
         card["variant"] = {"name": chosen.name, "chain": chains.show(chosen.steps)}
         card["metrics"] = {
-            "validation_accuracy": round(chosen.measured.accuracy, 4),
+            "metric": plan.metric,
+            "validation": round(chosen.measured.value, 4),
             "validation_interval": [round(bound, 4) for bound in chosen.measured.interval],
-            "accuracy_loss": round(chosen.figures.accuracy_loss, 4),
+            "loss": round(chosen.figures.loss, 4),
             "size_ratio": round(chosen.figures.size_ratio, 4),
             "latency_ratio": round(chosen.figures.latency_ratio, 3),
         }
         card["remarks"] = [remark.text for remark in chosen.remarks]
     if canary is not None:
-        card["metrics"]["canary_accuracy"] = round(canary.accuracy, 4)
+        card["metrics"]["canary"] = round(canary.value, 4)
         card["metrics"]["canary_interval"] = [round(bound, 4) for bound in canary.interval]
     if beside is not None:
-        card["metrics"]["change_from_parent"] = round(beside.accuracy_change, 4)
+        card["metrics"]["change_from_parent"] = round(beside.change, 4)
         card["metrics"]["change_bound"] = round(beside.change_bound, 4)
     return card

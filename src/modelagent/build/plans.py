@@ -15,12 +15,18 @@ This file knows the plan's keys and their checks. It does not know what a step d
     int8 = "int8"
     pruned-int8 = "prune:sparsity=0.5,epochs=4+int8"
 
+    [evaluate]
+    metric = "accuracy"                             # or top-3, balanced-accuracy, f1, auc, mae, rmse, ...
+
     [choose]
-    max_accuracy_loss = 0.02
+    max_loss = 0.02                                 # of the metric, against float32
     prefer = "size"
 
     [parent]                                        # optional: what is published now
     file = "digits-1.0.0.tflite"
+
+    [manifest]                                      # optional: what devices do before and after the model, and more
+    preprocess = { kind = "scale", mean = 0, scale = 0.00392 }
 
     [card]                                          # free text for people: intended_use, limits, ...
     intended_use = "reads one digit of a utility meter"
@@ -33,29 +39,35 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from modelagent.build import chains
+from modelagent.build import chains, scoring
 from modelagent.build.chains import Step
 from modelagent.errors import UsageError
+from modelagent.judges.metrics import lower_is_better
 
 BASELINE: Final = "float32"  # always built: what every loss and ratio is measured against
-PREFERENCES: Final = ("size", "latency", "accuracy")
+PREFERENCES: Final = ("size", "latency", "metric")
+MARGIN: Final = 0.05  # of a share, against the parent
+MAX_LOSS: Final = 0.02  # two points; an error has a unit, so nothing can be assumed of it
 DEFAULT_VARIANTS: Final = {"float32": "", "float16": "float16", "dynamic": "dynamic", "int8": "int8"}
+# What the manifest says and neither files nor measuring can tell. Samples are then frames, as devices get them.
+PROMISES: Final = ("preprocess", "postprocess", "stateful", "delegate", "runtime", "hardware", "class_floors")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """What a variant must hold to be chosen. Losses are shares (0.02 is two points); None: not asked.
+    """What a variant must hold to be chosen; None: not asked.
 
-    Ratios and losses are against the float32 baseline of the same build.
+    Ratios and losses are against the float32 baseline of the same build. Losses are in the metric's unit: shares (0.02
+    is two points), or what an error may rise by. `floor` is the least value, or the largest error.
     """
 
     max_bytes: int | None = None
     max_size_ratio: float | None = None
-    max_accuracy_loss: float | None = 0.02
+    max_loss: float | None = None
     margin: float | None = None  # the paired lower bound of the change must be above minus this
     confidence: float = 0.95
-    min_accuracy: float | None = None
+    floor: float | None = None
     max_latency_ratio: float | None = None
     max_memory_mb: float | None = None
     prefer: str = "size"
@@ -68,7 +80,8 @@ class Parent:
     file: Path | None = None
     max_size_ratio: float = 1.0
     max_latency_ratio: float = 1.1
-    margin: float = 0.05
+    margin: float | None = None  # MARGIN for a share; of an error nothing can be assumed
+    judged: bool = True  # False: measured beside it, refused by nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +101,9 @@ class Plan:
     parent: Parent = Parent()
     threads: int = 1
     rounds: int = 20
+    metric: str = "accuracy"
     card: Mapping[str, Any] = field(default_factory=dict)
+    promises: Mapping[str, Any] = field(default_factory=dict)
 
     def all_variants(self) -> dict[str, tuple[Step, ...]]:
         """Name -> chain, the baseline first."""
@@ -112,7 +127,7 @@ def read(path: Path, **changes: Any) -> Plan:
 
 def make(document: Mapping[str, Any], **changes: Any) -> Plan:
     """Check a plan's document."""
-    tables = {"model", "data", "variants", "choose", "parent", "evaluate", "card"}
+    tables = {"model", "data", "variants", "choose", "parent", "evaluate", "manifest", "card"}
     _known("", document, tables)
     for name in tables & set(document):
         if not isinstance(document[name], dict):
@@ -120,8 +135,12 @@ def make(document: Mapping[str, Any], **changes: Any) -> Plan:
     model, given = document.get("model", {}), document.get("data", {})
     _known("model", model, {"name", "source", "seed", "inputs", "outputs", "shapes"})
     _known("data", given, {"source", "shares"})
+    _known("manifest", document.get("manifest", {}), set(PROMISES))
     measuring = document.get("evaluate", {})
-    _known("evaluate", measuring, {"threads", "rounds"})
+    _known("evaluate", measuring, {"threads", "rounds", "metric"})
+    metric = _text("evaluate.metric", measuring.get("metric", "accuracy"))
+    if metric not in scoring.OFFERED:
+        raise _bad("evaluate.metric", metric, f"one of {', '.join(scoring.OFFERED)}")
     plan = Plan(
         name=_text("model.name", model.get("name", "model")),
         source=_text("model.source", model.get("source", "")),
@@ -132,11 +151,13 @@ def make(document: Mapping[str, Any], **changes: Any) -> Plan:
         shapes=tuple(tuple(shape) for shape in model.get("shapes", [])),
         shares=dict(given.get("shares", {})),
         variants=variants(document.get("variants", DEFAULT_VARIANTS)),
-        choose=_table(Constraints, "choose", document.get("choose", {})),
-        parent=_table(Parent, "parent", document.get("parent", {})),
+        choose=_table(Constraints, "choose", _with_loss(metric, document.get("choose", {}))),
+        parent=_table(Parent, "parent", _with_margin(metric, document.get("parent", {}))),
+        metric=metric,
         threads=_whole("evaluate.threads", measuring.get("threads", 1), 1),
         rounds=_whole("evaluate.rounds", measuring.get("rounds", 20), 1),
         card=dict(document.get("card", {})),
+        promises=dict(document.get("manifest", {})),
     )
     plan = replace(plan, **{name: value for name, value in changes.items() if value is not None})
     for key, value in (("model.source", plan.source), ("data.source", plan.data)):
@@ -161,8 +182,28 @@ def variants(table: Mapping[str, Any]) -> dict[str, tuple[Step, ...]]:
     return found
 
 
+def _with_loss(metric: str, table: dict[str, Any]) -> dict[str, Any]:
+    """The constraints with the loss that is allowed where the plan does not say."""
+    if "max_loss" in table:
+        return table
+    if lower_is_better(metric):
+        raise _bad("choose.max_loss", "nothing", f"a number: by how much {metric} may rise, in its own unit")
+    return {**table, "max_loss": MAX_LOSS}
+
+
+def _with_margin(metric: str, table: dict[str, Any]) -> dict[str, Any]:
+    """The parent's table; an error's margin has a unit, so that it must be stated where there is a parent."""
+    if "margin" in table:
+        return table
+    if not lower_is_better(metric):
+        return {**table, "margin": MARGIN}
+    if "file" in table:
+        raise _bad("parent.margin", "nothing", f"a number: by how much {metric} may rise, in its own unit")
+    return table
+
+
 def _table(kind: type[Any], path: str, values: Mapping[str, Any]) -> Any:
-    known = {item.name: item for item in fields(kind)}
+    known = {item.name: item for item in fields(kind) if item.name != "judged"}
     _known(path, values, set(known))
     checked: dict[str, Any] = {}
     for name, value in values.items():

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from modelagent import durable
-from modelagent.build import chains, choose, evaluate
+from modelagent.build import chains, choose, evaluate, scoring
+from modelagent.judges.metrics import lower_is_better
 
 if TYPE_CHECKING:
     from modelagent.build.pipeline import Outcome, Variant
 
 _WIDTH, _HEIGHT, _MARGIN = 640, 320, 56
 _LEGEND: Final = (
-    "<h2>Size, accuracy, latency</h2>"
-    "<p class=quiet>Left is smaller, up is more accurate; a small circle is fast; filled ones are on the Pareto "
+    "<h2>Size, {metric}, latency</h2>"
+    "<p class=quiet>Left is smaller, up is {up}; a small circle is fast; filled ones are on the Pareto "
     "front of all three. Bars are the 95 % interval.</p>"
 )
 _STYLE: Final = """
@@ -35,7 +36,7 @@ th:first-child,td:first-child,td.text{text-align:left}tr.chosen{background:#e8f5
 
 
 def document(outcome: "Outcome") -> dict[str, Any]:
-    """report.json. Sizes in bytes, times in microseconds, memory in MB, accuracies and losses as shares."""
+    """report.json. Sizes in bytes, times in microseconds, memory in MB, values and losses in the metric's unit."""
     plan, classes = outcome.plan, outcome.parts.train.classes
     figures = [item.figures for item in outcome.variants.values() if item.figures is not None]
     front = choose.pareto(figures)
@@ -45,6 +46,7 @@ def document(outcome: "Outcome") -> dict[str, Any]:
         "built": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": outcome.card["built_by"],
         "inputs": {key: outcome.card[key] for key in ("source", "data", "seed", "versions")},
+        "metric": plan.metric,
         "classes": list(classes),
         "constraints": {name: getattr(plan.choose, name) for name in plan.choose.__slots__},
         "rule": choose.RULE.format(prefer=plan.choose.prefer),
@@ -84,12 +86,11 @@ def _row(outcome: "Outcome", item: "Variant", on_front: bool) -> dict[str, Any]:
         row["weights"] = item.inside.numbers
         row["zeros"] = item.inside.zeros
     if item.measured is not None and item.figures is not None:
-        found, labels = item.measured, outcome.parts.validation.labels.tolist()
-        table = evaluate.confusion(found.answers, labels, len(outcome.parts.train.classes))
+        found = item.measured
         row |= {
-            "accuracy": found.accuracy,
+            "value": found.value,
             "interval": list(found.interval),
-            "accuracy_loss": item.figures.accuracy_loss,
+            "loss": item.figures.loss,
             "loss_bound": item.figures.loss_bound,
             "size_ratio": item.figures.size_ratio,
             "p50_us": found.p50_us,
@@ -99,9 +100,12 @@ def _row(outcome: "Outcome", item: "Variant", on_front: bool) -> dict[str, Any]:
             "load_ms": found.load_ms,
             "peak_mb": found.peak_mb,
             "runtime": found.runtime,
-            "confusion": table,
-            "by_class": [line[index] / max(1, sum(line)) for index, line in enumerate(table)],
         }
+        if scoring.by_class(outcome.plan.metric):
+            labels = outcome.parts.validation.labels.tolist()
+            table = evaluate.confusion(found.answers, labels, len(outcome.parts.train.classes))
+            row["confusion"] = table
+            row["by_class"] = [line[index] / max(1, sum(line)) for index, line in enumerate(table)]
     return row
 
 
@@ -115,7 +119,9 @@ def write(outcome: "Outcome", out: Path) -> None:
 def page(told: dict[str, Any]) -> str:
     """report.html from report.json."""
     rows = told["variants"]
-    measured = [row for row in rows if "accuracy" in row]
+    measured = [row for row in rows if "value" in row]
+    metric = told["metric"]
+    up = "a smaller error" if lower_is_better(metric) else "better"
     chosen = next((row for row in rows if row["name"] == told["chosen"]), None)
     verdict = (
         f"<p><strong>{_text(chosen['name'])}</strong> is chosen: {_text(told['rule'])}.</p>"
@@ -124,12 +130,13 @@ def page(told: dict[str, Any]) -> str:
     )
     parts = [
         f"<h1>{_text(told['model'])}</h1>{verdict}",
-        _variants(rows, told["chosen"]),
-        _LEGEND,
-        _plot(measured),
-        "<h2>Accuracy by class, and its change from the baseline</h2>",
-        _classes(told["classes"], measured),
+        _variants(rows, told["chosen"], metric),
+        _LEGEND.format(metric=_text(scoring.name(metric)), up=up),
+        _plot(measured, metric),
     ]
+    if scoring.by_class(metric):
+        parts.append("<h2>Right answers by class, and their change from the baseline</h2>")
+        parts.append(_classes(told["classes"], measured))
     if chosen is not None and "confusion" in chosen:
         parts.append(f"<h2>Confusion of {_text(chosen['name'])}</h2><p class=quiet>Rows: what it is.</p>")
         parts.append(_confusion(told["classes"], chosen["confusion"]))
@@ -139,17 +146,18 @@ def page(told: dict[str, Any]) -> str:
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 
-def _variants(rows: Sequence[dict[str, Any]], chosen: str | None) -> str:
-    titles = ("variant", "bytes", "compressed", "delta", "accuracy", "95 %", "loss", "p50 us", "p95 us", "time", "MB")
+def _variants(rows: Sequence[dict[str, Any]], chosen: str | None, metric: str) -> str:
+    said = _text(scoring.name(metric))
+    titles = ("variant", "bytes", "compressed", "delta", said, "95 %", "loss", "p50 us", "p95 us", "time", "MB")
     lines = [f"<tr>{''.join(f'<th>{title}</th>' for title in titles)}<th></th></tr>"]
     for row in rows:
         cells = [row["name"], row["size"] or "-", row["compressed"] or "-", row["delta"] or "-"]
-        if "accuracy" in row:
+        if "value" in row:
             low, high = row["interval"]
             cells += [
-                f"{row['accuracy']:.2%}",
-                f"{low:.1%} to {high:.1%}",
-                f"{row['accuracy_loss']:+.2%}",
+                scoring.shown(metric, row["value"]),
+                f"{scoring.shown(metric, low)} to {scoring.shown(metric, high)}",
+                scoring.shown(metric, row["loss"] + 0.0),
                 f"{row['p50_us']:.0f}",
                 f"{row['p95_us']:.0f}",
                 f"{row['latency_ratio']:.2f}",
@@ -157,8 +165,8 @@ def _variants(rows: Sequence[dict[str, Any]], chosen: str | None) -> str:
             ]
         else:
             cells += ["-"] * 7
-        said = [row["failure"], *row["refusals"], *(remark["text"] for remark in row["remarks"]), row["reproduced"]]
-        words = "<br>".join(_text(text) for text in dict.fromkeys(filter(None, said)))
+        notes = [row["failure"], *row["refusals"], *(remark["text"] for remark in row["remarks"]), row["reproduced"]]
+        words = "<br>".join(_text(text) for text in dict.fromkeys(filter(None, notes)))
         kind = ' class="chosen"' if row["name"] == chosen else ""
         lines.append(
             f"<tr{kind}>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}"
@@ -167,40 +175,44 @@ def _variants(rows: Sequence[dict[str, Any]], chosen: str | None) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def _plot(rows: Sequence[dict[str, Any]]) -> str:
-    """Size (logarithmic) against accuracy; the area of a circle grows with time."""
+def _plot(rows: Sequence[dict[str, Any]], metric: str) -> str:
+    """Size (logarithmic) against the metric, errors downwards; the area of a circle grows with time."""
     if not rows:
         return "<p>Nothing was measured.</p>"
     sizes = [math.log(row["compressed"]) for row in rows]
     left, right = min(sizes) - 0.15, max(sizes) + 0.15
-    low = min(float(row["interval"][0]) for row in rows) - 0.005
-    high = max(float(row["interval"][1]) for row in rows) + 0.005
+    low = min(float(row["interval"][0]) for row in rows)
+    high = max(float(row["interval"][1]) for row in rows)
+    edge = 0.005 if not lower_is_better(metric) else max(0.02 * (high - low), 1e-9)
+    low, high = low - edge, high + edge
     slowest = max(row["latency_ratio"] for row in rows)
 
     def across(value: float) -> float:
         return _MARGIN + (value - left) / (right - left) * (_WIDTH - 2 * _MARGIN)
 
     def up(value: float) -> float:
-        return _HEIGHT - _MARGIN - (value - low) / (high - low) * (_HEIGHT - 2 * _MARGIN)
+        share = (value - low) / (high - low)
+        return _HEIGHT - _MARGIN - (1.0 - share if lower_is_better(metric) else share) * (_HEIGHT - 2 * _MARGIN)
 
     axes = f"{_MARGIN},{_MARGIN} {_MARGIN},{_HEIGHT - _MARGIN} {_WIDTH - _MARGIN},{_HEIGHT - _MARGIN}"
     marks = [f'<polyline points="{axes}" fill="none" stroke="#889"/>']
     marks.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 12}" text-anchor="middle">compressed size</text>')
     marks += [
-        f'<text x="{_MARGIN - 6}" y="{up(share) + 4:.0f}" text-anchor="end">{share:.1%}</text>'
+        f'<text x="{_MARGIN - 6}" y="{up(share) + 4:.0f}" text-anchor="end">{scoring.shown(metric, share)}</text>'
         for share in (low, (low + high) / 2, high)
     ]
     for size in (left, (left + right) / 2, right):
         label = f"{math.exp(size) / 1000:.0f} kB"
         marks.append(f'<text x="{across(size):.0f}" y="{_HEIGHT - 34}" text-anchor="middle">{label}</text>')
     for index, row in enumerate(rows):
-        x, y = across(math.log(row["compressed"])), up(row["accuracy"])
+        x, y = across(math.log(row["compressed"])), up(row["value"])
         radius = 4 + 10 * math.sqrt(row["latency_ratio"] / slowest)
         bars = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{up(row["interval"][0]):.1f}" y2="{up(row["interval"][1]):.1f}"'
         marks.append(f'{bars} stroke="#9ab"/>')
         fill = "#2e7d32" if row["pareto"] else "none"
         title = (
-            f"{row['name']}: {row['compressed']} bytes, {row['accuracy']:.2%}, {row['latency_ratio']:.2f} of the time"
+            f"{row['name']}: {row['compressed']} bytes, {scoring.shown(metric, row['value'])}, "
+            f"{row['latency_ratio']:.2f} of the time"
         )
         marks.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{fill}" fill-opacity="0.6" stroke="#2e7d32">'

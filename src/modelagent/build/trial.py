@@ -4,9 +4,10 @@ This file knows the runtime's adapter, which it finds by name: only a child proc
 does to its process, the parent reads it from the exit status.
 
     python -m modelagent.build.trial '{"model": "int8.tflite", "samples": "folder", "threads": 1, "reference": null,
-        "rounds": 20}'
+        "rounds": 20, "metric": "accuracy"}'
 
-It prints one JSON line: {"answers": [...], "finite": true, "us": [...], "peak_kb": ..., "ratios": [...], ...}.
+It prints one JSON line: {"answers": [...], "values": [...], "finite": true, "us": [...], "peak_kb": ..., ...}. What the
+metric needs of an answer (`values`) is computed by the device's own code.
 With a reference both models run in short blocks by turns, so that what else the machine does falls on both alike.
 """
 
@@ -28,6 +29,7 @@ _WARM: Final = 3
 def main(argument: Mapping[str, Any]) -> dict[str, Any]:
     """Measure and tell."""
     adapter = import_module("modelagent.inference.interpreter")
+    look = import_module("modelagent.inference.values")
     folder = Path(argument["samples"])
     begun = time.perf_counter()
     model = adapter.load(Path(argument["model"]), threads=int(argument["threads"]))
@@ -37,7 +39,11 @@ def main(argument: Mapping[str, Any]) -> dict[str, Any]:
     frames = [_frame(model, inputs, index) for index in range(min(count, 8))]
     for _ in range(_WARM):
         model.invoke(frames[0])
+    truth = np.load(folder / "truth.npy", mmap_mode="r")
+    tensors = [[found.declared for found in edge] for edge in (model.outputs, model.inputs)]
+    of = look.Values(str(argument["metric"]), tensors=tensors[0], inputs=tensors[1], tolerance=0.0, classes=False).of
     answers: list[int] = []
+    values: list[list[float]] = []
     times: list[float] = []
     finite = probabilities = True
     for index in range(count):
@@ -48,8 +54,10 @@ def main(argument: Mapping[str, Any]) -> dict[str, Any]:
         finite = finite and adapter.is_finite(made)
         probabilities = probabilities and _is_distribution(made[0], model.outputs[0].declared.quantisation)
         answers.append(int(np.argmax(made[0])))
+        values.append(of(made, frame, truth[index]))
     result: dict[str, Any] = {
         "answers": answers,
+        "values": values,
         "finite": finite,
         "probabilities": probabilities,
         "us": times,

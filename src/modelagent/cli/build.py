@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from modelagent.build import chains, pipeline, plans, report
+from modelagent.build import chains, pipeline, plans, report, scoring
 from modelagent.build.pipeline import Outcome, Variant
 from modelagent.cli import EXIT_CODES, REFUSED, Frame, json_option
-from modelagent.delta import DeltaError
-from modelagent.delta.make import make as make_delta
 from modelagent.errors import UsageError
+from modelagent.judges.metrics import lower_is_better
+from modelagent.publish.deltas import size as delta_size
 
 _LOG_WIDTH: Final = 110
 _NOTES: Final = "\b\nSteps, joined by +:\n" + "\n".join(
@@ -90,7 +90,14 @@ def plan_of(
         plan = plans.read(Path(source), **changes)
     else:
         plan = plans.make({"model": {"source": source}, "data": {"source": dataset or ""}}, **changes)
-    return plan if parent is None else replace(plan, parent=replace(plan.parent, file=parent))
+    if parent is None:
+        return plan
+    if plan.parent.margin is None:
+        raise UsageError(
+            f"--parent: with the metric {plan.metric} the plan must say [parent] margin: by how much it may rise",
+            code="bad-option",
+        )
+    return replace(plan, parent=replace(plan.parent, file=parent))
 
 
 def run(plan: plans.Plan, out: Path, frame: Frame) -> Outcome:
@@ -110,14 +117,6 @@ def run(plan: plans.Plan, out: Path, frame: Frame) -> Outcome:
         return pipeline.build(plan, out, command=command, told=show_step, delta_size=delta_size)
 
 
-def delta_size(parent: bytes, new: bytes) -> int:
-    """Bytes that a device fetches which runs the parent: the delta, or the file where that is no larger."""
-    try:
-        return len(make_delta(parent, new))
-    except DeltaError:
-        return len(new)
-
-
 def _plain() -> Callable[[str, int, int, str], None]:
     """For logs of CI jobs: a line a step, none an epoch."""
     last = -1
@@ -134,13 +133,15 @@ def _plain() -> Callable[[str, int, int, str], None]:
 def show(outcome: Outcome, out: Path) -> None:
     """Print the table and the choice."""
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False, title_justify="left")
+    metric = outcome.plan.metric
     table.title = (
-        f"{outcome.plan.name}, {len(outcome.parts.validation)} validation samples, accuracy with 95 % interval"
+        f"{outcome.plan.name}, {len(outcome.parts.validation)} validation samples, {scoring.name(metric)} with 95 % "
+        "interval"
     )
-    for title in ("variant", "bytes", "zlib", "delta", "accuracy", "loss", "p50/p95 us", "time", "MB", ""):
+    for title in ("variant", "bytes", "zlib", "delta", metric, "loss", "p50/p95 us", "time", "MB", ""):
         table.add_column(title, justify="left" if title in {"variant", ""} else "right", no_wrap=True)
     for item in outcome.variants.values():
-        table.add_row(*_cells(item, outcome.chosen is item))
+        table.add_row(*_cells(item, metric, outcome.chosen is item))
     screen = Console()
     # A log has no width of its own; a terminal too narrow for a column shortens it, and the report has it whole.
     Console(width=max(screen.width, _LOG_WIDTH) if not screen.is_terminal else None).print(table)
@@ -156,18 +157,22 @@ def show(outcome: Outcome, out: Path) -> None:
     click.echo(f"report: {out / 'report.html'}")
 
 
-def _cells(item: Variant, chosen: bool) -> list[str]:
+def _cells(item: Variant, metric: str, chosen: bool) -> list[str]:
     found, figures = item.measured, item.figures
     if found is None or figures is None:
         return [item.name, *["-"] * 8, "failed"]
     verdict = "chosen" if chosen else ("refused" if item.refusals else "")
+    low, high = found.interval
+    if lower_is_better(metric):
+        values = [f"{found.value:.4g} {low:.4g}-{high:.4g}", f"{figures.loss + 0.0:.3g}"]
+    else:
+        values = [f"{100 * found.value:.1f} {100 * low:.1f}-{100 * high:.1f}", f"{100 * figures.loss + 0.0:.2f}"]
     return [
         item.name,
         str(item.size),
         str(item.compressed),
         "-" if item.delta is None else str(item.delta),
-        f"{100 * found.accuracy:.1f} {100 * found.interval[0]:.1f}-{100 * found.interval[1]:.1f}",
-        f"{100 * figures.accuracy_loss + 0.0:.2f}",
+        *values,
         f"{found.p50_us:.0f}/{found.p95_us:.0f}",
         f"{figures.latency_ratio:.2f}",
         f"{found.peak_mb:.0f}",

@@ -10,7 +10,9 @@ the repository see the release and the channel that names it at once, or neither
 """
 
 import json
+import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,14 +21,17 @@ import click
 import numpy as np
 
 from modelagent import manifest
-from modelagent.build import data, trial
+from modelagent.build import data, scoring, trial
 from modelagent.build.data import Samples
+from modelagent.build.evaluate import Measured
 from modelagent.build.pipeline import Outcome
+from modelagent.build.plans import MARGIN, Plan
 from modelagent.cli import EXIT_CODES, REFUSED, Frame
 from modelagent.cli.build import plan_of, run, show
 from modelagent.cli.repo import answer, deltas_option, deltas_told, open_repository, places, wave_of
 from modelagent.errors import UsageError
-from modelagent.publish import canaries
+from modelagent.judges.metrics import LEAST_SAMPLES, is_share, lower_is_better
+from modelagent.publish import canaries, contract
 from modelagent.publish.repository import Repository
 
 _WARM_UP: Final = 4  # samples
@@ -37,9 +42,13 @@ _WARM_UP: Final = 4  # samples
 @click.option("--version", required=True, help="The version's name; never used twice.")
 @click.option("--channel", help="The channel that names it from now on; by default none does yet.")
 @click.option("--wave", "waves", multiple=True, metavar="TIME=SHARE", help="From TIME on, this SHARE of devices.")
-@click.option("--margin", default=0.05, show_default=True, help="Loss of accuracy that devices tolerate.")
+@click.option(
+    "--margin", type=float, help="Loss that devices tolerate, in the metric's unit. [default: 0.05, if a share]"
+)
 @click.option("--confidence", default=0.95, show_default=True, help="One-sided, of the canary's verdict.")
-@click.option("--floor-accuracy", type=float, help="Accuracy below which it never runs; by default the bound measured.")
+@click.option(
+    "--floor-accuracy", type=float, help="Value below (errors: above) which it never runs; by default as measured."
+)
 @click.option("--latency-ms", default=1000.0, show_default=True, help="p95 of one inference at most.")
 @click.option("--latency-ratio", default=3.0, show_default=True, help="p50 and p95 against the running one.")
 @click.option("--memory-mb", default=1024.0, show_default=True, help="Peak memory at most.")
@@ -82,14 +91,17 @@ def release(
     """
     repository = open_repository(directory, keys_dir, passphrase_file)
     plan = plan_of(source, **{key: typed[key] for key in ("dataset", "variants", "name")})
+    typed["margin"] = _margin(plan, typed["margin"])
     begin = [wave_of(text) for text in waves]
     _check_first(repository, plan.name, version, new_model=typed["new_model"])
     parent = None if typed["new_model"] else _parent(repository, plan.name, channel)
     with tempfile.TemporaryDirectory(prefix="modelagent-release-") as folder:
-        if parent is not None and not typed["accept_worse"]:
+        if parent is not None:
             file = Path(folder) / "parent.tflite"
             file.write_bytes(parent.model.read_bytes())
-            plan = replace(plan, parent=replace(plan.parent, file=file))
+            margin = typed["margin"] if plan.parent.margin is None else plan.parent.margin
+            judged = not typed["accept_worse"]
+            plan = replace(plan, parent=replace(plan.parent, file=file, judged=judged, margin=margin))
         outcome = run(plan, out, frame)
     if outcome.chosen is None:
         if not frame.json:
@@ -107,6 +119,7 @@ def release(
         new_model=typed["new_model"],
         deltas_from=typed["deltas_from"],
         dry_run=typed["dry_run"],
+        proof=contract.prove,
     )
     deltas, saved = (
         ([], "") if typed["dry_run"] else deltas_told(repository, made.model, version, made.model_file.length)
@@ -184,14 +197,18 @@ def compose(
     if outcome.chosen is None or outcome.chosen.file is None or outcome.canary is None:
         raise UsageError("no variant fits the constraints; see the report", code="no-variant")
     measured = outcome.canary
-    margin, confidence = float(typed["margin"]), float(typed["confidence"])
-    needed = canaries.needed(margin, confidence=confidence)
-    canary = data.stratified(outcome.parts.canary, needed, seed=outcome.plan.seed)
-    warm_up = outcome.parts.train.take(np.arange(min(_WARM_UP, len(outcome.parts.train)), dtype=np.int64))
+    margin, confidence, metric = float(typed["margin"]), float(typed["confidence"]), outcome.plan.metric
+    canary = _canary(outcome, measured, margin, confidence, accepted=bool(typed["accept_small_canary"]))
+    train = outcome.frames.train
+    warm_up = train.take(np.arange(min(_WARM_UP, len(train)), dtype=np.int64))
     floor = typed["floor_accuracy"]
     if floor is None:
-        # What the device measures on these samples may be below what was measured here, by chance and by the margin.
-        floor = round(max(0.0, measured.interval[0] - margin), 4)
+        # What the device measures on these samples may be worse than what was measured here, by chance and by the
+        # margin.
+        low, high = measured.interval
+        floor = round(high + margin if lower_is_better(metric) else max(0.0, low - margin), 4)
+    promises = dict(outcome.plan.promises)
+    class_floors = promises.pop("class_floors", None)
     document: dict[str, Any] = {
         "model": outcome.plan.name,
         "version": version,
@@ -205,30 +222,73 @@ def compose(
         "outputs": list(measured.outputs),
         "labels": list(outcome.parts.train.classes),
         "preprocess": {"kind": "none"},
-        "postprocess": {"kind": "classification", "softmax": not measured.probabilities},
+        "postprocess": _postprocess(metric, measured),
         "canary": {
-            "metric": "accuracy",
+            "metric": metric,
             "margin": margin,
             "confidence": confidence,
             "floor": floor,
             "samples": len(canary),
+            **({} if class_floors is None else {"class_floors": class_floors}),
         },
         "limits": {key: typed[key] for key in ("latency_ms", "latency_ratio", "memory_mb", "load_s")},
         "card": {**outcome.card, "runtime": measured.runtime},
+        **promises,
     }
+    if typed["hardware"]:
+        document["hardware"] = list(typed["hardware"])
     if typed["number"] is not None:
         document["number"] = typed["number"]
     files: dict[str, Path | bytes] = {
         "model": outcome.chosen.file,
-        "canary": data.pack(_as_inputs(canary, measured.inputs)),
-        "warmup": data.pack(_as_inputs(warm_up, measured.inputs), labels=False),
-        "labels": (json.dumps(document["labels"], ensure_ascii=False) + "\n").encode(),
+        "canary": data.pack(_as_inputs(canary, document, measured.inputs)),
+        "warmup": data.pack(_as_inputs(warm_up, document, measured.inputs), labels=False),
     }
+    if document["labels"]:
+        files["labels"] = (json.dumps(document["labels"], ensure_ascii=False) + "\n").encode()
     return document, files
 
 
-def _as_inputs(samples: Samples, tensors: tuple[dict[str, Any], ...]) -> Samples:
-    """Samples as the model's inputs take them: an int8 input gets them rounded by its scale."""
+def _margin(plan: Plan, typed: float | None) -> float:
+    """The canary's margin; an error has a unit, so nothing can be assumed of it."""
+    if typed is None and lower_is_better(plan.metric):
+        raise UsageError(
+            f"--margin: found nothing; with the metric {plan.metric} allowed is by how much it may rise, in its unit",
+            code="bad-option",
+        )
+    return MARGIN if typed is None else typed
+
+
+def _canary(outcome: Outcome, measured: Measured, margin: float, confidence: float, *, accepted: bool) -> Samples:
+    """As many of the canary part as the margin asks for."""
+    metric, part = outcome.plan.metric, outcome.frames.canary
+    if lower_is_better(metric):
+        needed = scoring.samples_for(metric, measured.scored, margin, confidence)
+        if needed > len(part) and not accepted:
+            raise UsageError(
+                f"the canary part holds {len(part)} samples; with errors like these, {needed} can show that {metric} "
+                f"rises by less than {margin:g}: widen --margin, add samples, or --accept-small-canary",
+                code="small-canary",
+            )
+    else:
+        needed = canaries.needed(margin, confidence=confidence)
+        needed = needed if is_share(metric) else max(needed, LEAST_SAMPLES)
+    return data.stratified(part, needed, seed=outcome.plan.seed)
+
+
+def _postprocess(metric: str, measured: Measured) -> dict[str, Any]:
+    """What devices make of the outputs, where the plan does not say: it follows from the metric."""
+    if metric in scoring.VALUES:
+        return {"kind": "regression"}
+    if scoring.by_class(metric) and math.prod(measured.outputs[0]["shape"]) > 1:
+        return {"kind": "classification", "softmax": not measured.probabilities}
+    return {"kind": "raw"}
+
+
+def _as_inputs(samples: Samples, document: Mapping[str, Any], tensors: tuple[dict[str, Any], ...]) -> Samples:
+    """Samples as devices take them: frames where they are prepared there, else rounded by an int8 input's scale."""
+    if document["preprocess"]["kind"] != "none":
+        return samples
     made = []
     for array, tensor in zip(samples.inputs, tensors, strict=True):
         found = tensor["quantisation"]

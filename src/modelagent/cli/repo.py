@@ -20,7 +20,6 @@ import click
 from modelagent import manifest
 from modelagent.cli import EXIT_CODES, Frame, json_option
 from modelagent.errors import UsageError
-from modelagent.publish import canaries, contract
 from modelagent.publish.channels import Plan
 from modelagent.publish.keys import KeyRing, passphrase_from
 from modelagent.publish.repository import Lifetimes, Repository
@@ -135,6 +134,7 @@ class _Group(click.Group):
 
 
 _SHELF: Final = {
+    "add": ("add", "add"),
     "release": ("release", "release"),
     "bundle": ("stick", "bundle"),
     "promote": ("shelf", "promote"),
@@ -277,181 +277,6 @@ def rotate(frame: Frame, name: str, *, directory: Path, keys_dir: Path, passphra
     repository = open_repository(directory, keys_dir, passphrase_file)
     repository.rotate(name)
     answer(frame, {"rotated": name, "root": str(repository.keys.root_file)}, f"{name}: replaced")
-
-
-def _contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--canary", type=_FILE, help="An .npz: input_0, input_1, ... and labels (int64)."),
-        click.option("--labels", type=_FILE, help="Class names: a JSON list, or one a line."),
-        click.option("--warmup", type=_FILE, help="An .npz: input_0, ... to warm the model up with."),
-        click.option("--softmax", is_flag=True, help="The outputs are logits: devices turn them into probabilities."),
-        click.option("--margin", default=0.05, show_default=True, help="Loss of accuracy that is tolerated."),
-        click.option("--confidence", default=0.95, show_default=True, help="One-sided, of the canary's verdict."),
-        click.option("--floor-accuracy", default=0.0, show_default=True, help="Accuracy below which it never runs."),
-        click.option("--latency-ms", default=1000.0, show_default=True, help="p95 of one inference at most."),
-        click.option("--latency-ratio", default=3.0, show_default=True, help="p50 and p95 against the running one."),
-        click.option("--memory-mb", default=1024.0, show_default=True, help="Peak memory at most."),
-        click.option("--load-s", default=30.0, show_default=True, help="Time to load and warm up at most."),
-        click.option("--number", type=int, help="Release number; by default one above the highest."),
-        click.option("--floor", default=0, show_default=True, help="Once confirmed, nothing below this number runs."),
-        click.option("--hardware", multiple=True, metavar="NAME", help="Devices it is for; by default all."),
-        click.option("--runtime-min", help="Oldest runtime version it works with."),
-        click.option("--runtime-max", help="Newest runtime version it works with."),
-        click.option("--stateful", is_flag=True, help="The model keeps state from one frame to the next."),
-        click.option("--parent", metavar="VERSION", help="The version it was trained from."),
-        click.option("--manifest", type=_FILE, help="JSON whose keys win over everything above."),
-    ):
-        command = option(command)
-    return command
-
-
-@repo.command(epilog=EXIT_CODES)
-@places
-@_contract_options
-@click.option("--model", required=True, metavar="NAME", help="The model's name.")
-@click.option("--version", required=True, help="The version's name; never used twice.")
-@click.option("--accept-small-canary", is_flag=True, help="Publish although the canary set is too small; it says so.")
-@click.option("--new-model", is_flag=True, help="Let this repository publish this model from now on.")
-@deltas_option
-@click.argument("tflite", metavar="MODEL.tflite", type=_FILE)
-@click.pass_obj
-def add(
-    frame: Frame,
-    /,
-    tflite: Path,
-    *,
-    directory: Path,
-    keys_dir: Path,
-    passphrase_file: Path | None,
-    accept_small_canary: bool,
-    new_model: bool,
-    deltas_from: int,
-    **options: Any,
-) -> None:
-    """Sign and publish MODEL.tflite as a release. No channel names it yet.
-
-    Its tensors are read from the file, by the runtime in a child process, unless --manifest states inputs and
-    outputs. The canary set must be large enough for
-    its margin: 248 samples speak for 0.05, 1,546 for 0.02.
-    """
-    repository = open_repository(directory, keys_dir, passphrase_file)
-    document, files = _document(repository, tflite, options)
-    release = repository.add(
-        document, files, accept_small_canary=accept_small_canary, new_model=new_model, deltas_from=deltas_from
-    )
-    deltas, lines = deltas_told(repository, release.model, release.version, release.model_file.length)
-    answer(
-        frame,
-        {
-            "model": release.model,
-            "version": release.version,
-            "number": release.number,
-            "digest": release.digest,
-            "bytes": release.release.size,
-            "card": dict(release.card),
-            "deltas": deltas,
-        },
-        f"{release.model} {release.version}: release {release.number}, {release.release.size} bytes, {release.digest}\n"
-        f"{lines}"
-        f"next: modelagent repo channel {release.model} stable {release.version}",
-    )
-
-
-def _document(
-    repository: Repository, tflite: Path, options: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Path | bytes]]:
-    """The manifest document and files of what was typed."""
-    extra = {} if options["manifest"] is None else _json_object(options["manifest"])
-    # Tensors that were written down are not read: that is how a file is published that the runtime here cannot load.
-    stated = "inputs" in extra and "outputs" in extra
-    tensors = {"inputs": [], "outputs": [], "runtime": None} if stated else contract.read(tflite)
-    files: dict[str, Path | bytes] = {"model": tflite}
-    for role in ("canary", "warmup"):
-        if options[role] is not None:
-            files[role] = options[role]
-    labels = _labels(options["labels"]) if options["labels"] is not None else []
-    if labels:
-        files["labels"] = (json.dumps(labels, ensure_ascii=False) + "\n").encode()
-    parent = None
-    if options["parent"] is not None:
-        known = {version: digest for version, digest, _ in repository.releases(options["model"])}
-        if options["parent"] not in known:
-            raise UsageError(
-                f"--parent {options['parent']}: no such release; published are {', '.join(known) or 'none'}",
-                code="unknown-version",
-            )
-        parent = known[options["parent"]]
-    document: dict[str, Any] = {
-        "model": options["model"],
-        "version": options["version"],
-        "floor": options["floor"],
-        "parent": parent,
-        "runtime": {"min": options["runtime_min"], "max": options["runtime_max"]},
-        "delegate": "cpu",
-        "hardware": list(options["hardware"]),
-        "stateful": options["stateful"],
-        "inputs": tensors["inputs"],
-        "outputs": tensors["outputs"],
-        "labels": labels,
-        "preprocess": {"kind": "none"},
-        "postprocess": _postprocess(options),
-        "canary": {
-            "metric": "accuracy",
-            "margin": options["margin"],
-            "confidence": options["confidence"],
-            "floor": options["floor_accuracy"],
-            "samples": 0 if options["canary"] is None else canaries.count_samples(options["canary"]),
-        },
-        "limits": {key: options[key] for key in ("latency_ms", "latency_ratio", "memory_mb", "load_s")},
-        "card": {} if stated else {"runtime": tensors["runtime"]},
-    }
-    if options["number"] is not None:
-        document["number"] = options["number"]
-    return _merged(document, extra), files
-
-
-def _postprocess(options: dict[str, Any]) -> dict[str, Any]:
-    """A canary set with labels is a classifier's; without one nothing is assumed of the outputs."""
-    if options["canary"] is None and options["labels"] is None:
-        return {"kind": "raw"}
-    return {"kind": "classification", "softmax": options["softmax"]}
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    result = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merged(result[key], value) if both else value
-    return result
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    document = _json(path)
-    if not isinstance(document, dict):
-        raise UsageError(f"{path}: found no JSON object; correct the file", code="manifest")
-    return document
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; name a readable file", code="file") from error
-    except ValueError as error:
-        raise UsageError(f"{path}: no JSON ({error}); correct the file", code="file") from error
-
-
-def _labels(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: {error}; name a readable file", code="file") from error
-    if text.lstrip().startswith("["):
-        names = _json(path)
-        if not all(isinstance(name, str) for name in names):
-            raise UsageError(f"{path}: allowed is a JSON list of strings", code="file")
-        return list(names)
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 @repo.command(epilog=EXIT_CODES)

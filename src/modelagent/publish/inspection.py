@@ -117,9 +117,27 @@ def _file_fault(path: Path, ref: manifest.FileRef) -> str:
     return ""
 
 
+def named_files(repository: Repository) -> set[Path]:
+    """Every file that the present metadata names; all roots count, because old devices walk through them."""
+    ledger = repository.ledger
+    metadata, snapshot = repository.directory / "metadata", ledger.load_timestamp().signed.snapshot_meta
+    named = {metadata / "timestamp.json", metadata / f"{snapshot.version}.snapshot.json", metadata / "root.json"}
+    named |= set(metadata.glob("*.root.json"))
+    for name, meta in ledger.load_snapshot().signed.meta.items():
+        named.add(metadata / f"{meta.version}.{name}")
+        for path, entry in ledger.load_targets(name.removesuffix(".json")).signed.targets.items():
+            place = ledger.target_file(path, entry.hashes["sha256"])
+            named.add(place)
+            if path.startswith("models/"):
+                refs = manifest.parse(place.read_bytes()).files
+                named |= {repository.directory / "files" / ref.sha256 for ref in refs}
+                named |= {repository.directory / "files" / item.sha256 for item in listed(entry.custom or {})}
+    return named
+
+
 def strangers(repository: Repository) -> list[str]:
     """Files, relative to the repository, that the present metadata does not name: leftovers of prunings and crashes."""
-    named = repository.named_files()
+    named = named_files(repository)
     found = []
     for part in ("metadata", "targets", "files"):
         present = sorted(path for path in (repository.directory / part).rglob("*") if path.is_file())

@@ -14,7 +14,6 @@ Roles: root and targets offline; `models-<model>` (release key) may name `models
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,8 +22,9 @@ from typing import Any, Final
 from tuf.api.metadata import Delegations, Metadata, MetaFile, Root, Targets
 
 from modelagent import durable, manifest
-from modelagent.errors import ModelError, UsageError
-from modelagent.publish import canaries, channels, deltas, rotation
+from modelagent.errors import UsageError
+from modelagent.publish import channels, deltas, rotation
+from modelagent.publish.drafts import Content, complete, json_object
 from modelagent.publish.keys import ROLES, KeyRing, Passphrase, close_directory, no_passphrase
 from modelagent.publish.ledger import CHANNELS, EMPTY, SETTINGS, Ledger, Lifetimes, delegated, model_role
 from modelagent.publish.serve import Server
@@ -32,6 +32,8 @@ from modelagent.steps import channel as form
 from modelagent.steps.delta import Listed, listed
 
 __all__ = ["KeyRing", "Lifetimes", "Repository"]
+
+Proof = Callable[[bytes, Mapping[str, Path | bytes]], None]  # (manifest, files); raises UsageError
 
 # A wave that no device reaches: how a channel says "not now" in words that every agent understands.
 PAUSED: Final = datetime(2100, 1, 1, tzinfo=UTC)
@@ -120,6 +122,7 @@ class Repository:
         accept_small_canary: bool = False,
         new_model: bool = False,
         deltas_from: int = 0,
+        proof: Proof | None = None,
     ) -> manifest.Manifest:
         """Sign and publish a release. No channel names it yet.
 
@@ -129,6 +132,7 @@ class Repository:
             accept_small_canary: publish although the canary set cannot speak for its margin; the card says so.
             new_model: delegate to a model that the repository does not know yet (takes the targets key).
             deltas_from: how many of the releases before it get a delta to it.
+            proof: as for `release`.
 
         Returns:
             The manifest as signed.
@@ -143,6 +147,7 @@ class Repository:
             accept_small_canary=accept_small_canary,
             new_model=new_model,
             deltas_from=deltas_from,
+            proof=proof,
         )
 
     def release(
@@ -156,6 +161,7 @@ class Repository:
         new_model: bool = False,
         deltas_from: int = 0,
         dry_run: bool = False,
+        proof: Proof | None = None,
     ) -> manifest.Manifest:
         """Publish a release and let a channel name it, in one step: readers see both or neither.
 
@@ -168,6 +174,7 @@ class Repository:
             new_model: as for `add`.
             deltas_from: as for `add`.
             dry_run: check everything, keys included, and write nothing.
+            proof: asked last, before anything is written, whether devices would take the release.
 
         Returns:
             The manifest as signed, or as it would be.
@@ -175,7 +182,7 @@ class Repository:
         Raises:
             UsageError: as `add` and `channel`. Nothing was published.
         """
-        draft = dict(_json(document) if isinstance(document, bytes) else document)
+        draft = dict(json_object(document) if isinstance(document, bytes) else document)
         model = _check_name("model", draft.get("model"))
         role = model_role(model)
         with self.ledger.locked():
@@ -183,8 +190,14 @@ class Repository:
                 self._add_model(model)
             fresh = new_model and role not in delegated(self.ledger.load_targets("targets").signed)
             targets = Metadata(Targets()) if fresh else self.ledger.load_targets(role)
-            contents = {name: _Content(name, content) for name, content in files.items()}
-            data = self._complete(draft, contents, targets.signed, accept_small_canary=accept_small_canary)
+            contents = {name: Content(name, content) for name, content in files.items()}
+            data = complete(
+                draft,
+                contents,
+                targets.signed.targets,
+                now=self.ledger.now(),
+                accept_small_canary=accept_small_canary,
+            )
             made = manifest.parse(data)
             changed = {role: targets}
             path = form.manifest_path(model, made.version)
@@ -201,6 +214,8 @@ class Repository:
                 )
             for key in ("release", "online", *(["operations"] if said else []), *(["targets"] if fresh else [])):
                 self.keys.signer(key)  # refuses before anything is written
+            if proof is not None:
+                proof(data, files)
             if dry_run:
                 return made
             for item in contents.values():
@@ -238,31 +253,6 @@ class Repository:
             if release.model == model:
                 found.append((release.number, release.version, self.directory / "files" / release.model_file.sha256))
         return [(version, file) for _, version, file in sorted(found)[-count:]]
-
-    def _complete(
-        self, draft: dict[str, Any], contents: Mapping[str, "_Content"], targets: Targets, *, accept_small_canary: bool
-    ) -> bytes:
-        """Fill in what files and repository know, check it all, and give the bytes to sign."""
-        published = [entry.custom or {} for entry in targets.targets.values()]
-        highest = max((int(custom.get("number", 0)) for custom in published), default=0)
-        draft.setdefault("schema", manifest.SCHEMA)
-        draft.setdefault("issued", channels.instant(self.ledger.now()))
-        draft.setdefault("number", highest + 1)
-        draft.setdefault("floor", 0)
-        draft["files"] = {name: {"sha256": item.sha256, "length": item.length} for name, item in contents.items()}
-        release = _checked(draft, contents, accept_small_canary=accept_small_canary)
-        if form.manifest_path(release.model, release.version) in targets.targets:
-            raise UsageError(
-                f"{release.model} {release.version} is published already and never changes; give a new version",
-                code="duplicate-version",
-            )
-        if release.number <= highest:
-            raise UsageError(
-                f"{release.model} {release.version}: release number {release.number} does not rise above {highest}; "
-                "leave it out or give a higher one",
-                code="number",
-            )
-        return manifest.dump(draft)
 
     def channel(
         self,
@@ -454,23 +444,6 @@ class Repository:
         entry = self.ledger.load_targets(model_role(model)).signed.targets.get(form.manifest_path(model, version))
         return [] if entry is None else listed(entry.custom or {})
 
-    def named_files(self) -> set[Path]:
-        """Every file that the present metadata names; all roots count, because old devices walk through them."""
-        ledger = self.ledger
-        metadata, snapshot = self.directory / "metadata", ledger.load_timestamp().signed.snapshot_meta
-        named = {metadata / "timestamp.json", metadata / f"{snapshot.version}.snapshot.json", metadata / "root.json"}
-        named |= set(metadata.glob("*.root.json"))
-        for name, meta in ledger.load_snapshot().signed.meta.items():
-            named.add(metadata / f"{meta.version}.{name}")
-            for path, entry in ledger.load_targets(name.removesuffix(".json")).signed.targets.items():
-                place = ledger.target_file(path, entry.hashes["sha256"])
-                named.add(place)
-                if path.startswith("models/"):
-                    refs = manifest.parse(place.read_bytes()).files
-                    named |= {self.directory / "files" / ref.sha256 for ref in refs}
-                    named |= {self.directory / "files" / item.sha256 for item in listed(entry.custom or {})}
-        return named
-
     def expiries(self) -> dict[str, tuple[datetime, bool]]:
         """Role -> (when its signature ends, whether less than a quarter of its life is left)."""
         snapshot = self.ledger.load_snapshot().signed
@@ -505,74 +478,8 @@ class Repository:
                     f"{path}: its bytes are not the signed ones; restore the repository from its backup",
                     code="untrusted",
                 )
-            found[path] = _json(data)
+            found[path] = json_object(data)
         return found
-
-
-class _Content:
-    """One file of a release: hashed once, stored under its hash."""
-
-    def __init__(self, role: str, content: Path | bytes) -> None:
-        self.content = content
-        try:
-            if isinstance(content, bytes):
-                self.sha256, self.length = hashlib.sha256(content).hexdigest(), len(content)
-            else:
-                with content.open("rb") as stream:
-                    self.sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-                    self.length = stream.tell()
-        except OSError as error:
-            raise UsageError(f"{role} file {content!s}: {error.strerror}; name a readable file", code="file") from error
-        if self.length == 0:
-            raise UsageError(f"{role} file: it is empty; name the right file", code="file")
-
-    def read(self) -> bytes:
-        data = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
-        if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise UsageError(f"{self.content!s}: it changed while it was published; run the command again", code="file")
-        return data
-
-    def store(self, directory: Path) -> None:
-        durable.write_atomic(directory / self.sha256, self.read(), mode=0o644)
-
-
-def _checked(
-    draft: dict[str, Any], contents: Mapping[str, _Content], *, accept_small_canary: bool
-) -> manifest.Manifest:
-    """Hold the draft against its own promises; an accepted shortfall is written into its card."""
-    release = _parse(draft)
-    if shortfall := canaries.shortfall(release):
-        if not accept_small_canary:
-            raise UsageError(
-                f"{release.model} {release.version}: {shortfall}; widen the margin, add samples, or publish with "
-                "--accept-small-canary",
-                code="small-canary",
-            )
-        draft["card"] = {**draft["card"], "small_canary": f"accepted by the publisher: {shortfall}"}
-        release = _parse(draft)
-    for name in ("canary", "warmup"):
-        if name in contents:
-            canaries.check_file(release, contents[name].content, what=name)
-    return release
-
-
-def _json(data: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(data)
-    except ValueError as error:
-        raise UsageError(f"manifest: no JSON ({error}); correct the file", code="manifest") from error
-    if not isinstance(document, dict):
-        raise UsageError("manifest: found no object; correct the file", code="manifest")
-    return document
-
-
-def _parse(draft: dict[str, Any]) -> manifest.Manifest:
-    try:
-        return manifest.parse(manifest.dump(draft))
-    except ModelError as error:
-        # To the publisher the very same refusal is a slip in what was typed, not a model to block.
-        message = error.message.removesuffix("; the release must be published again")
-        raise UsageError(message, code="manifest") from error
 
 
 def _check_name(what: str, name: object) -> str:
