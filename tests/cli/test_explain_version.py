@@ -68,6 +68,20 @@ def test_a_probation_is_told_in_counts(config: Path) -> None:
     assert "reverted: 1.1.0 runs again" in lines
 
 
+def test_hiccups_and_slow_frames_are_told_where_there_were_any(config: Path) -> None:
+    counts = Counts(1800, 1800, busy_s=60, unsteady_s=9, slower_new=3, slower_old=1)
+    live = judge_probation(counts, ProbationCriteria())
+    journal = Journal(config.parent / "state", "digits", State, clock=lambda: 1.75e9)
+    journal.load()
+    note = Note("probation", f"1.4.0: bad: {live.reason}", version="1.4.0", digest=DIGEST, evidence=live.evidence)
+    journal.write(State("digits"), [note])
+    lines = call(config, "1.4.0").stdout
+    assert "it fails now and then: in 9 of 60 s with frames one failed at first" in lines
+    assert "succeeded when run again, in 9 of 60 s with frames; normal are 0.5 %" in lines
+    assert "this one on 3, the previous one on 1" in lines
+    assert "succeeded when run again" not in call(config, "1.3.0").stdout
+
+
 def test_json_has_all_the_evidence_and_a_digest_names_a_release_too(config: Path) -> None:
     lines = json.loads(call(config, "--json", "1.2.0").stdout)
     assert lines[0]["evidence"]["gates"]

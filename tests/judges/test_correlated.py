@@ -4,9 +4,13 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
+from modelagent.core.events import Counts
+from modelagent.core.verdicts import Standing
 from modelagent.inference.records import Records
-from modelagent.judges.probation import ProbationCriteria
+from modelagent.judges.metrics import upper_share
+from modelagent.judges.probation import ProbationCriteria, judge_probation
 from modelagent.judges.sequential import Sprt
 
 TRIALS, SCENES, FRAMES = 600, 300, 30  # a scene lasts a second at 30 frames a second
@@ -48,3 +52,38 @@ def test_labels_are_thinned_by_the_time_of_their_frames_in_whatever_order_they_c
     assert not any(records._is_sample(mono) for mono in monos)
     everything = Records("m", "e", (), recent=10, horizon=1e9)
     assert all(everything._is_sample(mono) for mono in monos)
+
+
+@pytest.mark.parametrize("repeat", [0.0, math.exp(-1.0 / 0.5)], ids=["independent", "scenes of half a second"])
+def test_all_tests_together_go_back_without_cause_in_less_than_one_probation_in_a_hundred(repeat: float) -> None:
+    """The shipped judge, every test of it at its own null, and an exact upper bound instead of a share."""
+    streams, seconds, step = 2000, 1000, 20
+    generator = np.random.default_rng(11)
+    bad = 0
+    for _ in range(streams):
+        scene = np.maximum.accumulate(np.where(generator.random(seconds) < repeat, 0, np.arange(seconds)))
+        said = generator.choice(4, size=seconds, p=[0.86, 0.04, 0.04, 0.06])[scene]
+        slow = generator.random(seconds)[scene]
+        hiccup = generator.random(seconds) < CRITERIA.fault_p0
+        columns = [said == 0, said == 1, said == 2, said == 3, slow < 0.01, slow > 0.99, hiccup]
+        seen = np.stack(columns, axis=1).cumsum(axis=0)[step - 1 :: step]
+        for number, row in enumerate(seen.tolist(), start=1):
+            both, only_new, only_old, neither, slower_new, slower_old, unsteady = row
+            counts = Counts(
+                frames=number * step * 30,
+                done=number * step * 30,
+                busy_s=number * step,
+                right=both + only_new,
+                wrong=only_old + neither,
+                both_right=both,
+                only_new=only_new,
+                only_old=only_old,
+                both_wrong=neither,
+                slower_new=slower_new,
+                slower_old=slower_old,
+                unsteady_s=unsteady,
+            )
+            if judge_probation(counts, CRITERIA).standing is Standing.BAD:
+                bad += 1
+                break
+    assert upper_share(bad, streams, 0.95) <= 0.01, f"{bad} of {streams}"

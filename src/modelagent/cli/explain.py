@@ -106,6 +106,16 @@ def _numbers(evidence: Mapping[str, Any]) -> Iterator[str]:
             f"{evidence.get('done')} of {evidence.get('frames')} frames in {evidence.get('busy_s')} s, "
             f"{evidence.get('faults')} hard faults"
         )
+        if evidence.get("unsteady_s") and isinstance(normal := evidence.get("fault_p0"), int | float):
+            yield (
+                f"a frame failed at first, and succeeded when run again, in {evidence['unsteady_s']} of "
+                f"{evidence.get('busy_s')} s with frames; normal are {normal * 100:.1f} %"
+            )
+        if evidence.get("slower_new") or evidence.get("slower_old"):
+            yield (
+                f"over its promised time and twice as slow as the other on the same frame: this one on "
+                f"{evidence.get('slower_new')}, the previous one on {evidence.get('slower_old')}"
+            )
         yield f"labelled: {evidence.get('right')} right, {evidence.get('wrong')} wrong"
         yield (
             f"on the same labelled frames: {evidence.get('only_new')} only this one right, "

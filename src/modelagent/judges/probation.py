@@ -146,7 +146,7 @@ def judge_probation(evidence: Counts, criteria: ProbationCriteria) -> ProbationV
     if flaky is Decision.HIGH:
         text = (
             f"it fails now and then: in {evidence.unsteady_s} of {evidence.busy_s} s with frames one failed at first; "
-            f"normal are {criteria.fault_p0:.1%}; chance of that by luck below {faulty.alpha:.3g}"
+            f"normal are {criteria.fault_p0 * 100:.1f} %; chance of that by luck below {faulty.alpha:.3g}"
         )
         return ProbationVerdict(Standing.BAD, text, drift, numbers)
     if comparison is Decision.HIGH:
