@@ -14,6 +14,13 @@ that thread ends (prctl(2), "the 'parent' in this case is considered to be the t
 A child started by a short-lived pool thread would be killed for no reason. The request is made by the child itself
 after exec: set between fork and exec it needs Python code in the forked child (`preexec_fn`), which is unsafe with
 threads and forbids vfork, and vfork is what makes starting a child from a large process quick.
+
+**The lowest priority is SCHED_IDLE**, with nice 19 for what does not know it. A niced child that computes holds its
+processor for the rest of its slice, some milliseconds, when the serving model's turn comes; an idle one gives way at
+once, and its processor counts as free when the scheduler looks for one (sched(7); `check_preempt_wakeup_fair` and
+`sched_idle_cpu` of kernel/sched/fair.c). Both hold between tasks of one scheduling group alone. That is why a child
+gets a process group but no session: with `autogroup` each session is a group of its own, whose share does not depend
+on how nice its members are.
 """
 
 import contextlib
@@ -24,6 +31,7 @@ import resource
 import select
 import signal
 import subprocess
+import termios
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -72,7 +80,7 @@ class Limits:
 
 
 class Child:
-    """A running or ended child, leader of its own session and process group.
+    """A running or ended child, leader of its own process group.
 
     `pid` never names another process while this object is open: the child is reaped only after its whole group has
     been killed, so neither number can have been given away. Any thread may call; only `spawn` is particular.
@@ -188,10 +196,19 @@ class Child:
         for name, value in limits.pairs():
             with contextlib.suppress(OSError, ValueError):
                 resource.prlimit(self.pid, name, value)
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, self.pid, _LOWEST)
+        sink(self.pid)
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.pid}/oom_score_adj").write_text("1000")
+
+    def lift(self) -> None:
+        """From SCHED_IDLE to nice 19, for one that gets no turn: some hundredths of a busy processor, not thousandths.
+
+        Allowed to root and where RLIMIT_NICE is set; else everything stays as it is.
+        """
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{self.pid}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
 
     def close(self) -> None:
         """End it if it runs, and give back every descriptor; harmless twice."""
@@ -214,7 +231,7 @@ def spawn(
     stderr: int | None = None,
     capture: int = 0,
 ) -> Child:
-    """Start a child in its own session and process group, with no descriptor but those named.
+    """Start a child in its own process group, with no descriptor but those named.
 
     Call it from one long-lived thread (see the head of this file).
 
@@ -240,7 +257,7 @@ def spawn(
             pass_fds=tuple(pass_fds),
             env=None if env is None else dict(env),
             close_fds=True,
-            start_new_session=True,
+            process_group=0,
         )
         try:
             return Child(process, captured)
@@ -266,10 +283,23 @@ def _bounded_file(size: int) -> int:
     return fd
 
 
+def sink(task: int) -> None:
+    """Give a thread the lowest priority there is, which needs no right; nothing happens when it has ended.
+
+    Args:
+        task: its number; a process's own number is its first thread, 0 the calling thread.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, task, _LOWEST)
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(task, os.SCHED_IDLE, os.sched_param(0))
+
+
 def bind_to_parent(parent_pid: int) -> None:
     """In the child, first thing: die when the parent dies, by SIGKILL, even from within a hung call.
 
-    Ends this process at once when the parent is gone already (the request would then never fire).
+    Also lets go of the terminal, if there is one: a child shares its parent's session. Ends this process at once when
+    the parent is gone already (the request would then never fire).
 
     Args:
         parent_pid: the pid of the process that spawned this one, as that process knows it.
@@ -280,6 +310,12 @@ def bind_to_parent(parent_pid: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(_LOST_PARENT)
+    with contextlib.suppress(OSError):
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(terminal, termios.TIOCNOTTY)  # of this process alone, as it does not lead the session
+        finally:
+            os.close(terminal)
 
 
 def limit_self(
@@ -293,7 +329,7 @@ def limit_self(
 
     Args:
         limits: see `Limits`; set soft and hard, so there is no way back.
-        nice: priority of this thread and of those it starts later, -20 to 19.
+        nice: priority of this thread and of those it starts later, -20 to 19; 19 is the very lowest, see `sink`.
         oom_score_adj: -1000 to 1000; 1000 is the first to be ended when memory is short.
         no_new_privileges: no set-user-id program can give back what was given up (prctl(2)).
 
@@ -302,7 +338,9 @@ def limit_self(
     """
     if no_new_privileges:
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    if nice is not None:
+    if nice == _LOWEST:
+        sink(0)
+    elif nice is not None:
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, nice)
     if oom_score_adj is not None:
@@ -326,6 +364,9 @@ def raise_priority(nice: int = 0) -> int:
     actual = -20
     for task in Path("/proc/self/task").iterdir():
         thread = int(task.name)
+        with contextlib.suppress(OSError):
+            if os.sched_getscheduler(thread) == os.SCHED_IDLE:
+                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, thread, nice)
         with contextlib.suppress(OSError):

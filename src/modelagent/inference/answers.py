@@ -14,7 +14,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,6 +54,7 @@ class Worker:
         self._samples: Samples | None = None
         self._values: Values | None = None
         self._side: exchange.WorkerSide | None = None
+        self._steps: list[Callable[[], bool]] = []  # by number of the mailbox's slot
         self._done = False
 
     def run(self) -> None:
@@ -146,32 +147,42 @@ class Worker:
                 reply_fd=reply,
                 spin_s=_SPIN_S if len(os.sched_getaffinity(0)) > 1 else 0.0,
             )
+            self._steps = [self._step(slot) for slot in self._side.slots]
         return {"nice": raise_priority(int(command.get("nice", 0)))}
 
     def _answer_frames(self) -> None:
         """Answer what waits in the mailbox; the poll comes back for what is left."""
-        model, manifest, _ = self._loaded()
-        side = self._side
+        side, steps, clock = self._side, self._steps, time.perf_counter_ns
         assert side is not None  # noqa: S101 - the mailbox is polled only once it is served
         for _ in range(_STINT):
             if not side.take():
                 return
-            slot = side.slot
-            begun = time.perf_counter_ns()
-            status = exchange.OK
+            begun = clock()
             try:
-                inputs = slot.read_inputs()
-                if not manifest.stateful:
-                    model.reset()
-                model.fit(inputs)
-                outputs = model.invoke(inputs)
-                slot.write_outputs(outputs)
-                if not interpreter.is_finite(outputs):
-                    status = exchange.NOT_FINITE
+                status = exchange.OK if steps[side.number]() else exchange.NOT_FINITE
             except (RuntimeError, ValueError, MemoryError, ModelError):
                 status = exchange.FAILED
-            side.answer(status, time.perf_counter_ns() - begun)
+            side.answer(status, clock() - begun)
         side.leave()
+
+    def _step(self, slot: exchange.Slot) -> Callable[[], bool]:
+        """What answers a question in this slot of the mailbox; it says whether the outputs are finite."""
+        model, manifest, _ = self._loaded()
+        if slot.fixed is not None:
+            inputs, outputs = slot.fixed
+            model.fit(inputs)
+            return model.bind(inputs, outputs, reset=not manifest.stateful)
+
+        def once() -> bool:
+            given = slot.read_inputs()
+            if not manifest.stateful:
+                model.reset()
+            model.fit(given)
+            found = model.invoke(given)
+            slot.write_outputs(found)
+            return interpreter.is_finite(found)
+
+        return once
 
     # -- samples -------------------------------------------------------------------------------------------------
 
@@ -239,6 +250,7 @@ class Worker:
     def _unload(self, _command: Mapping[str, Any]) -> dict[str, Any]:
         if self._samples is not None:
             self._samples.close()
+        self._steps.clear()
         if self._model is not None:
             self._model.close()
             self._model = None

@@ -11,7 +11,7 @@ one counter.
     if parent.wait(2.0) is Reply.ANSWERED: parent.answered.outputs[0], parent.status, parent.invoke_ns
 
     worker = WorkerSide(layout, memory_fd=3, request_fd=4, reply_fd=5)
-    while worker.take(): ...worker.slot.inputs...; worker.answer(OK, invoke_ns)
+    while worker.take(): ...worker.slot.inputs...; worker.answer(OK, invoke_ns)     # or slots[worker.number]
 
 Answers come in the order of the questions. While the loop decides on one frame the worker runs the next, so neither
 sleeps as long as frames wait.
@@ -181,6 +181,14 @@ class Slot:
         self.unsigned = head.cast("Q")
         self.inputs: tuple[Array | Open, ...] = tuple(_view(buffer, start, area) for area in layout.inputs)
         self.outputs: tuple[Array | Open, ...] = tuple(_view(buffer, start, area) for area in layout.outputs)
+
+    @property
+    def fixed(self) -> tuple[list[Array], list[Array]] | None:
+        """Inputs and outputs, where no size is open."""
+        inputs = [item for item in self.inputs if not isinstance(item, Open)]
+        outputs = [item for item in self.outputs if not isinstance(item, Open)]
+        whole = len(inputs) == len(self.inputs) and len(outputs) == len(self.outputs)
+        return (inputs, outputs) if whole else None
 
     def read_inputs(self) -> list[Array]:
         """The inputs as arrays; ValueError when an open one is impossible."""
@@ -390,6 +398,7 @@ class WorkerSide(_Mapping):
         self.request_fd = request_fd
         self.reply_fd = reply_fd
         self.slot = self.slots[0]
+        self.number = 0  # of `slot`
         self._depth = layout.depth
         self._spin_s = spin_s
         self._waiting = 0
@@ -411,7 +420,8 @@ class WorkerSide(_Mapping):
                     if now >= until:
                         return False
         self._waiting -= 1
-        self.slot = self.slots[self._answered % self._depth]
+        self.number = self._answered % self._depth
+        self.slot = self.slots[self.number]
         return True
 
     def leave(self) -> None:

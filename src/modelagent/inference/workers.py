@@ -25,7 +25,7 @@ from typing import Any, Final
 import numpy.typing as npt
 
 from modelagent import __version__
-from modelagent.children import OTHER_VERSION, Child, describe_exit, spawn
+from modelagent.children import OTHER_VERSION, Child, describe_exit, sink, spawn
 from modelagent.errors import DeviceError, ModelError
 from modelagent.inference.decisions import Decider, Decision
 from modelagent.inference.exchange import ParentSide
@@ -37,6 +37,8 @@ from modelagent.inference.wear import Wear
 _log = logging.getLogger(__name__)
 
 LOWEST: Final = 19
+_URGENT: Final = 10  # nice of a load while nothing serves this line: soon, but other lines have frames
+_LIFT: Final = 5.0  # seconds after which a load that gets no turn is lifted from the very lowest priority
 SERVE: Final = 0  # nothing serves: goes before everything
 SWAP: Final = 1  # the present worker goes on meanwhile
 SHADOW: Final = 2
@@ -142,12 +144,11 @@ class Worker:
             return None
         return answer if isinstance(answer, dict) else None
 
-    def sink(self, nice: int) -> None:
+    def sink(self) -> None:
         """Lower all its threads, which needs no right: a shadow must never cost the serving worker a turn."""
         with contextlib.suppress(OSError):
             for task in Path(f"/proc/{self.child.pid}/task").iterdir():
-                with contextlib.suppress(OSError):
-                    os.setpriority(os.PRIO_PROCESS, int(task.name), nice)
+                sink(int(task.name))
 
     def end(self) -> str:
         """Kill it, free everything, and say how it ended. Harmless twice."""
@@ -191,6 +192,7 @@ class Loader:
         self._load: Load | None = None
         self._worker: Worker | None = None
         self._deadline = 0.0
+        self._lift_at: float | None = None
         self._nice = LOWEST if may_raise_priority() else 0
 
     @property
@@ -210,6 +212,7 @@ class Loader:
         else:
             urgent = [load.not_before for load in self._waiting if load.purpose == SERVE]
             moments = [self._deadline, *(moment for moment in urgent if moment > now)]
+            moments += [] if self._lift_at is None else [self._lift_at]
         return max(0.0, min(moments) - now) if moments else None
 
     def request(
@@ -247,7 +250,7 @@ class Loader:
 
     def _start(self, load: Load, now: float) -> None:
         load.tries += 1
-        nice = LOWEST if load.purpose == SHADOW else self._nice
+        nice = LOWEST if load.purpose == SHADOW else min(self._nice, _URGENT) if load.purpose == SERVE else self._nice
         try:
             worker = Worker(load.slot, load.options, nice=nice)
         except DeviceError as error:
@@ -258,6 +261,7 @@ class Loader:
             return
         self._load, self._worker = load, worker
         self._deadline = now + max(load.options.load_timeout, load.slot.manifest.limits.load_s)
+        self._lift_at = now + _LIFT
         worker.say(
             {
                 "do": "load",
@@ -285,6 +289,9 @@ class Loader:
             elif now >= self._deadline:
                 self._stop()
                 self._finish(load, now, code="hang", reason=f"not loaded within {load.options.load_timeout:g} s")
+            elif self._lift_at is not None and now >= self._lift_at:
+                self._lift_at = None
+                worker.child.lift()
             return
         if not answer.get("ok"):
             self._stop()
@@ -297,7 +304,7 @@ class Loader:
             worker.say({"do": "serve", "nice": load.options.nice})
         else:
             if load.purpose == SHADOW:
-                worker.sink(LOWEST)
+                worker.sink()
             self._load = self._worker = None
             load.worker = worker
             load.ended = now
