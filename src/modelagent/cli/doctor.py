@@ -31,6 +31,7 @@ import click
 from modelagent.children import describe_exit, spawn
 from modelagent.cli import EXIT_CODES, FAILED, OK, Frame, json_option
 from modelagent.cli.grants import missing, needed
+from modelagent.cli.kinship import relation
 from modelagent.cli.show import table
 from modelagent.cli.talk import settings_of
 from modelagent.inputs.config import Settings
@@ -268,6 +269,11 @@ def _fetch(settings: Settings, url: str) -> Answer:
     return "ok", f"{url} answers in {answer.elapsed.total_seconds() * 1000:.0f} ms", ""
 
 
+def check_trust(settings: Settings) -> Answer:
+    """Is the repository the one that the root file vouches for?"""
+    return relation(settings.repository.root, settings.repository)
+
+
 def check_mqtt(settings: Settings) -> Answer:
     """Does the broker take a connection, if one is configured?"""
     wanted = settings.mqtt
@@ -359,6 +365,7 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("runtime", check_runtime),
     ("root file", check_root),
     ("repository", check_repository),
+    ("trust", check_trust),
     ("broker", check_mqtt),
     ("priority", check_priority),
     ("frames", check_sources),

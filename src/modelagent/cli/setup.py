@@ -24,6 +24,7 @@ import click
 
 from modelagent.cli import EXIT_CODES, REFUSED, Frame, json_option, say_error
 from modelagent.cli.doctor import examine, inspect_root, report
+from modelagent.cli.kinship import relation
 from modelagent.durable import write_atomic
 from modelagent.errors import UsageError
 from modelagent.inputs.config import Settings, parse
@@ -86,6 +87,9 @@ def setup(
     status, detail, _ = inspect_root(root)
     if status == "fail":
         raise UsageError(f"--root {detail}; nothing was changed", code="bad-root")
+    status, detail, remedy = relation(root, settings.repository)
+    if status == "fail":  # a repository that cannot be reached is no obstacle: doctor says so below
+        raise UsageError(f"--root {detail}; {remedy}; nothing was changed", code="bad-root")
     wanted = {config: text.encode(), trusted: root.read_bytes()}
     differing = [str(path) for path, data in wanted.items() if _differs(path, data)]
     if differing and not force:

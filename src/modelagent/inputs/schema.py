@@ -257,6 +257,12 @@ class Runtime(Section):
     delegate: OptionalPath = Field(
         default=None, description="library of an external delegate, for releases that ask for one; empty: the processor"
     )
+    delegate_name: str = Field(
+        default="", max_length=64, description="what releases call that delegate; empty: whatever they ask for"
+    )
+    delegate_shared: bool = Field(
+        default=False, description="it can be opened twice: the canary uses it too, and not the processor"
+    )
     memory_reserve_mb: int = Field(
         default=32,
         ge=0,

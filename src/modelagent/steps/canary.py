@@ -26,6 +26,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeGuard
 
@@ -64,6 +65,8 @@ class CanaryRunner:
         worker: program and first arguments; the JSON argument is appended. Tests put stand-ins here.
         threads: processor threads, as inference uses them.
         budget_s: wall-clock seconds that each of the two models may take altogether.
+        delegate: library of an external delegate, for releases that ask for one. None: the processor, on which every
+            release must run as well, since an accelerator that serves can seldom be opened twice.
         clock: Unix seconds, for the verdict's time.
     """
 
@@ -73,9 +76,11 @@ class CanaryRunner:
         worker: Sequence[str] = WORKER,
         threads: int = 1,
         budget_s: float = 600.0,
+        delegate: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._worker = tuple(worker)
+        self._delegate = delegate
         self._threads = threads
         self._budget_s = budget_s
         self._clock = clock
@@ -100,12 +105,15 @@ class CanaryRunner:
         Raises:
             DeviceError: `abandoned`, `canary` (this device cannot now) or `hash` (the slot's bytes have changed).
         """
-        bench = _Bench(self._worker, self._threads, self._budget_s, criteria, abandoned)
+        bench = _Bench(self._worker, self._threads, self._budget_s, criteria, abandoned, delegate=self._delegate)
         try:
             evidence = bench.gather(candidate_slot, baseline_slot, run, self._clock())
         finally:
             bench.close()
-        return judge_canary(evidence, criteria.canary, criteria.limits)
+        verdict = judge_canary(evidence, criteria.canary, criteria.limits)
+        if criteria.delegate == "cpu" or not evidence.candidate.delegate:
+            return verdict
+        return replace(verdict, reason=f"{verdict.reason}; {_where(criteria.delegate, evidence.candidate.delegate)}")
 
 
 class _Bench:
@@ -118,8 +126,11 @@ class _Bench:
         budget_s: float,
         criteria: Manifest,
         abandoned: Callable[[], bool],
+        *,
+        delegate: Path | None = None,
     ) -> None:
         self._worker = worker
+        self._delegate = delegate
         self._threads = threads
         self._budget_s = budget_s
         self._criteria = criteria
@@ -212,6 +223,8 @@ class _Bench:
                 f"the canary could not be run: {ended.problem.reason}; it is tried again when the device is calmer",
                 code="canary",
             )
+        if ended.problem.code == "delegate":
+            raise DeviceError(f"the canary could not be run: {ended.problem.reason}", code="delegate")
         if ended.problem.code == "hash":
             raise DeviceError(
                 f"the canary could not be run: {ended.problem.reason}; slot {slot.name[:12]} changed on disk",
@@ -223,6 +236,11 @@ class _Bench:
     @property
     def budget_s(self) -> float:
         return self._budget_s
+
+    @property
+    def delegate(self) -> str:
+        """Path of the delegate's library, or empty."""
+        return str(self._delegate or "")
 
     @property
     def criteria(self) -> Manifest:
@@ -239,7 +257,7 @@ class _Bench:
             "version": __version__,
             "nice": 19,
             "sandbox": True,
-            "readable": [str(path.absolute()) for path in readable],
+            "readable": [str(path.absolute()) for path in (*readable, *((self._delegate,) if self._delegate else ()))],
             "limits": limits,
         }
         child = spawn(
@@ -315,7 +333,8 @@ class _Session:
     def load(self, slot: Path, threads: int) -> None:
         limits = self._bench.criteria.limits
         patience = _START_S + 5.0 * limits.load_s
-        answer = self._ask({"do": "load", "slot": str(slot), "threads": threads}, patience, "loading")
+        command = {"do": "load", "slot": str(slot), "threads": threads, "delegate": self._bench.delegate}
+        answer = self._ask(command, patience, "loading")
         for name in ("load_ms", "warmup_ms"):
             self._facts[name] = self._number(answer, name, "loading")
         for name in ("runtime", "delegate"):
@@ -525,6 +544,10 @@ def _limits(criteria: Manifest) -> dict[str, int]:
 
 def _resident_limit_kb(criteria: Manifest) -> int:
     return int(2 * criteria.limits.memory_mb + 128) * 1024
+
+
+def _where(wanted: str, used: str) -> str:
+    return f"on {used}" if used == wanted else f"on {used}, will serve on {wanted}"
 
 
 def _unlike(count: int, criteria: Manifest) -> str:

@@ -1,41 +1,56 @@
 """Can this device serve a release? Answered from its manifest alone, before anything else is fetched.
 
-This file knows hardware names, runtime versions and what the interpreter adapter can be asked for. It does not know
-where the manifest came from.
+This file knows hardware names, runtime versions, delegates and what the interpreter adapter can be asked for. It does
+not know where the manifest came from.
 
     check_suitable(manifest, "rpi4", "2.3.0")       # ModelError wrong-hardware, runtime-too-old, runtime-too-new, ...
 """
 
 import re
+from pathlib import Path
 from typing import Final
 
-from modelagent.errors import ModelError
+from modelagent.errors import DeviceError, ModelError
 from modelagent.manifest import Manifest
 
-DELEGATES: Final = ("cpu",)
+CPU: Final = "cpu"  # the delegate that every device has
 # What inference can do before and after the model; a test holds these against inference itself.
 PREPROCESS: Final = ("none", "scale", "image", "each")
 POSTPROCESS: Final = ("classification", "detection", "regression", "anomaly", "raw")
 _NUMBER: Final = re.compile(r"\d+")
 
 
-def check_suitable(found: Manifest, hardware: str, runtime_version: str) -> None:
+def check_suitable(
+    found: Manifest, hardware: str, runtime_version: str, delegate: str | None = None, library: Path | None = None
+) -> None:
     """Refuse a release that this device cannot serve, from its manifest alone.
 
     Args:
         found: the verified manifest.
         hardware: this device's name for itself, from the settings.
         runtime_version: of the installed runtime, for instance `2.3.0`.
+        delegate: what releases call the delegate that this device has a library for; empty: whatever they ask for.
+        library: that library; None: the device has the processor alone.
 
     Raises:
+        DeviceError: `delegate`: the library is not there (any more), which is no fault of the release.
         ModelError: `wrong-hardware`, `wrong-delegate`, `contract`, `runtime-too-old` or `runtime-too-new`.
     """
     what = f"{found.model} {found.version}"
-    if found.delegate not in DELEGATES:
-        raise ModelError(
-            f"{what}: needs the delegate {found.delegate}, found {', '.join(DELEGATES)}; publish it for one of those",
-            code="wrong-delegate",
-        )
+    if found.delegate != CPU:
+        if library is None or delegate not in ("", found.delegate):
+            have = CPU if library is None else f"{CPU}, {delegate}"
+            raise ModelError(
+                f"{what}: needs the delegate {found.delegate}, found {have}; publish it for one of those, or name the "
+                "delegate's library as runtime.delegate",
+                code="wrong-delegate",
+            )
+        if not library.is_file():
+            raise DeviceError(
+                f"{what}: needs the delegate {found.delegate}, whose library {library} is not there; install it or "
+                "correct runtime.delegate",
+                code="delegate",
+            )
     for key, spec, known in (
         ("preprocess", found.preprocess, PREPROCESS),
         ("postprocess", found.postprocess, POSTPROCESS),

@@ -40,6 +40,7 @@ from modelagent.inputs.latency import RecentLatency
 from modelagent.inputs.ledger import Ledger
 from modelagent.inputs.mqtt import Session
 from modelagent.inputs.networkmanager import Metered
+from modelagent.inputs.schema import Runtime
 from modelagent.notify import notify
 from modelagent.policies import Facts
 from modelagent.sinks import Sink, Sinks
@@ -161,7 +162,11 @@ class Updater:
                 SlotStore(paths.state_dir, name),
                 Journal(paths.state_dir, name, State),
                 Poller(reader(paths.health(name)), clock.boot_id),
-                CanaryRunner(threads=settings.models[name].runtime.threads, budget_s=settings.limits.canary.seconds),
+                CanaryRunner(
+                    threads=settings.models[name].runtime.threads,
+                    budget_s=settings.limits.canary.seconds,
+                    delegate=_shared_delegate(settings.models[name].runtime),
+                ),
             )
             for name in names
         }
@@ -467,6 +472,11 @@ def _end_process(failure: threading.ExceptHookArgs) -> None:
         _log.critical("thread %s failed", failure.thread.name if failure.thread else "?", exc_info=failure.exc_value)
     finally:  # without memory even a line in the log is too much
         os._exit(70)
+
+
+def _shared_delegate(runtime: Runtime) -> Path | None:
+    """The delegate's library for the canary: only one that can be opened twice, since the running model holds it."""
+    return runtime.delegate if runtime.delegate_shared else None
 
 
 def _seed(state_dir: Path) -> str:

@@ -16,6 +16,7 @@ from modelagent.core.clock import Trust
 from modelagent.core.events import Instant
 from modelagent.errors import UsageError
 from modelagent.inputs.config import Repository, Settings
+from modelagent.manifest import Manifest
 from modelagent.sources import Source
 from modelagent.sources.allowance import Allowance, Metered
 from modelagent.sources.archive import ArchiveSource
@@ -51,10 +52,18 @@ def acquirer_of(settings: Settings, clock: Callable[[], Instant], runtime: str) 
         time.time,
         trust=Trust(settings.clock.trust),
         reserve=settings.limits.disk_reserve_mb * 2**20,
-        suits=lambda manifest: check_suitable(manifest, settings.device.hardware, runtime.rsplit(maxsplit=1)[-1]),
+        suits=lambda manifest: _check(manifest, settings, runtime),
         allowance=allowance,
         delta=Rebuilder(state),
     )
+
+
+def _check(manifest: Manifest, settings: Settings, runtime: str) -> None:
+    """Refuse what this device cannot serve, with the delegate that it has for this model."""
+    model = settings.models.get(manifest.model)
+    version = runtime.rsplit(maxsplit=1)[-1]
+    name, library = (model.runtime.delegate_name, model.runtime.delegate) if model is not None else ("", None)
+    check_suitable(manifest, settings.device.hardware, version, name, library)
 
 
 def source_at(path: Path) -> Source:
