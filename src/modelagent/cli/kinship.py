@@ -69,7 +69,7 @@ def _follow(folder: Path, root: bytes, repository: Repository) -> None:
     source: Source
     with contextlib.ExitStack() as stack:
         if repository.url.startswith(("http://", "https://")):
-            pair = (repository.client_cert, repository.client_key)
+            cert, key = repository.client_cert, repository.client_key
             source = stack.enter_context(
                 contextlib.closing(
                     HttpSource(
@@ -77,7 +77,7 @@ def _follow(folder: Path, root: bytes, repository: Repository) -> None:
                         connect_timeout=min(_NET_S, repository.connect_timeout),
                         read_timeout=min(_NET_S, repository.read_timeout),
                         ca=repository.ca,
-                        client=pair if pair[0] is not None and pair[1] is not None else None,
+                        client=(cert, key) if cert is not None and key is not None else None,
                         proxy=repository.proxy,
                     )
                 )
