@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from device_simulator import PEAK_KB, Conduct, Device, release
+from device_parts import PEAK_KB
+from device_simulator import Conduct, Device, release
 from modelagent.core.events import ConfigWish, Verb
 from modelagent.core.state import Phase
 from modelagent.core.verdicts import Outcome
@@ -219,6 +220,22 @@ def test_what_a_passed_canary_measured_is_kept_before_the_switch() -> None:
     device.settle()
     assert device.stores["m"].slots[release("m", 3).digest].peak_kb == PEAK_KB
     assert ordered.index("KeepPeak") < ordered.index("Activate")
+
+
+def swaps_told(device: Device) -> list[tuple[str, str]]:
+    return [(note.version, note.text) for _, note in device.notes if note.kind == "swap"]
+
+
+def test_each_swap_is_told_once_however_often_the_updater_dies() -> None:
+    story = next(story for story in STORIES if story.name == "inference falls back by itself")
+    calm = play(story)
+    told = swaps_told(calm)
+    assert told == [
+        ("1.3.0", "1.3.0 has taken over from 1.2.0; no gap: loaded beside"),
+        ("1.2.0", "1.2.0 has taken over from 1.3.0; no gap: loaded beside"),
+    ]
+    for point in range(1, calm.points + 1):
+        assert swaps_told(play(story, point)) == told, f"killed at point {point}"
 
 
 @pytest.mark.parametrize("power", [False, True], ids=["updater", "mains"])
