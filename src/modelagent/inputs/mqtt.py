@@ -1,7 +1,8 @@
 """The broker: commands in, answers, events and a retained status out, over one session that nobody waits for.
 
-This file knows MQTT (5, and 3.1.1 where the broker is old), the topics, reconnecting and what is kept meanwhile. It
-does not know what a command does (the desk does) nor what an event means. The broker is trusted with nothing.
+This file knows the topics, MQTT 5 and 3.1.1, reconnecting and what is kept meanwhile. It does not know the library
+(`connection.py` does), what a command does (the desk does), nor what an event means. The broker is trusted with
+nothing.
 
     session = Session(settings.mqtt, device="box-17", groups=("lab",), desk=desk, draw=random.random, keep=directory)
     session.start()                                   # returns at once; the broker may be down
@@ -27,25 +28,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from modelagent.inputs.broker import has_buffered, is_harmless, make_client, open_connection
 from modelagent.inputs.commands import Desk, answer
 from modelagent.inputs.config import Mqtt
+from modelagent.inputs.connection import Connection, Report
 from modelagent.inputs.outbox import Outbox
 
 MAX_COMMAND: Final = 16 * 1024  # bytes
 MAX_REPORT: Final = 128 * 1024  # bytes; many brokers refuse more than 256 KiB
-IN_FLIGHT: Final = 20  # reports sent and not acknowledged yet
 SESSION_KEPT_S: Final = 86_400  # how long the broker keeps commands for a device that is away
 BACK_OFF_MAX_S: Final = 120.0
 STEADY_S: Final = 30.0  # a connection that lasted this long was a good one: the back-off starts anew
@@ -70,39 +69,6 @@ class SessionState:
     queued: int
     dropped: int
     refused: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Report:
-    """One message to send at least once. `kind`: reply, event or status.
-
-    `number` is the outbox's, of an event; `answers` the delivery to acknowledge once a reply has arrived.
-    """
-
-    kind: str
-    topic: str
-    payload: bytes
-    correlation: bytes | None = None
-    number: int = 0
-    answers: "tuple[_Connection, int] | None" = None
-
-
-@dataclass(slots=True)
-class _Connection:
-    """What belongs to one connection and dies with it."""
-
-    client: paho.Client
-    protocol: MQTTProtocolVersion
-    since: float
-    runs: object = None  # what the will says runs
-    renewing: bool = False
-    arrived: list[paho.MQTTMessage] = field(default_factory=list)
-    in_flight: dict[int, _Report] = field(default_factory=dict)
-    window: int = IN_FLIGHT
-    connack: ReasonCode | None = None
-    ready: bool = False
-    detail: str = ""  # what the library complained of last
-    lost: str = ""
 
 
 class Session:
@@ -148,8 +114,8 @@ class Session:
             f"{settings.prefix}/all/cmd",
         ]
         self._lock = threading.Lock()  # guards what follows, up to the blank line
-        self._replies: deque[_Report] = deque()
-        self._acks: deque[tuple[_Connection, int]] = deque()
+        self._replies: deque[Report] = deque()
+        self._acks: deque[tuple[Connection, int]] = deque()
         self._status: Mapping[str, Any] = {}
         self._status_since = wall()
         self._status_count = 0
@@ -217,7 +183,7 @@ class Session:
             problem = self._problem or self._outbox.problem
             return SessionState(self._connected, problem, queued, dropped, self._refused)
 
-    def _reply(self, report: _Report) -> None:
+    def _reply(self, report: Report) -> None:
         with self._lock:
             self._replies.append(report)
             if len(self._replies) > self._settings.queue:
@@ -239,7 +205,7 @@ class Session:
         failures = kicks = 0
         while not self._stopping.is_set():
             began = self._clock()
-            connection: _Connection | None = None
+            connection: Connection | None = None
             try:
                 connection = self._connect(protocol)
                 self._attend(connection)
@@ -282,7 +248,7 @@ class Session:
                     due = float("inf")
                     self._outbox.sync()
 
-    def _connect(self, protocol: MQTTProtocolVersion) -> _Connection:
+    def _connect(self, protocol: MQTTProtocolVersion) -> Connection:
         client = make_client(
             self._settings,
             f"{self._settings.prefix}-{self._device}".replace("/", "-"),
@@ -293,76 +259,12 @@ class Session:
         with self._lock:
             runs = _runs(self._status)
         client.will_set(f"{self._base}/status", self._status_payload(online=False), qos=1, retain=True)
-        connection = _Connection(client, protocol, self._clock(), runs)
-        self._listen(connection)
+        connection = Connection(client, protocol, self._clock(), runs)
+        connection.listen(self._topics, note=self._note, acknowledged=self._acknowledged)
         open_connection(client, self._settings, session_s=SESSION_KEPT_S)
         return connection
 
-    def _listen(self, connection: _Connection) -> None:
-        """Callbacks only note what happened; everything is done in `_attend`, outside the library."""
-        client = connection.client
-
-        def connected(
-            _client: paho.Client, _data: object, _flags: object, reason: ReasonCode, properties: Properties | None
-        ) -> None:
-            connection.connack = reason
-            if reason.is_failure:
-                connection.lost = f"the broker refused the connection: {reason}"
-                return
-            window = getattr(properties, "ReceiveMaximum", IN_FLIGHT)
-            connection.window = max(1, min(IN_FLIGHT, int(window)))
-            client.subscribe([(topic, 1) for topic in self._topics])
-
-        def subscribed(
-            _client: paho.Client, _data: object, _mid: int, reasons: list[ReasonCode], _properties: object
-        ) -> None:
-            refused = [t for t, reason in zip(self._topics, reasons, strict=False) if reason.is_failure]
-            connection.ready = True
-            self._note(f"the broker refused to subscribe {', '.join(refused)}" if refused else "", connected=True)
-
-        def arrived(_client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
-            connection.arrived.append(message)
-
-        def published(_client: paho.Client, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:
-            report = connection.in_flight.pop(mid, None)
-            if report is None:
-                return
-            if report.number:
-                self._outbox.done(report.number)
-            if report.answers is not None:
-                with self._lock:
-                    self._acks.append(report.answers)
-            if reason.is_failure:
-                # An access rule (135) or a quota: the same again would get the same answer.
-                with self._lock:
-                    self._refused += 1
-                self._note(f"the broker refused a message on {report.topic}: {reason}", connected=True)
-
-        def disconnected(
-            _client: paho.Client, _data: object, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: object
-        ) -> None:
-            if flags.is_disconnect_packet_from_server:
-                why = f"the broker ended the connection: {reason}"
-            elif connection.connack is None:
-                detail = f" ({connection.detail})" if connection.detail else ""
-                why = f"the broker hung up without an answer{detail}; its log says why: a certificate, perhaps"
-            else:
-                why = "connection lost: " + (connection.detail or "the broker hung up")
-            connection.lost = connection.lost or why
-
-        def logged(_client: paho.Client, _data: object, level: int, text: str) -> None:
-            # The library hands on that a read failed, but not why: a refused certificate is told only here.
-            if level == paho.MQTT_LOG_ERR:
-                connection.detail = text.removeprefix("failed to receive on socket: ")
-
-        client.on_log = logged
-        client.on_connect = connected
-        client.on_subscribe = subscribed
-        client.on_message = arrived
-        client.on_publish = published
-        client.on_disconnect = disconnected
-
-    def _attend(self, connection: _Connection) -> None:
+    def _attend(self, connection: Connection) -> None:
         """Serve one connection until it ends."""
         client = connection.client
         sock: Any = client.socket()
@@ -386,7 +288,7 @@ class Session:
                 for key, _ in ready:
                     if key.fd == self._wake:
                         os.eventfd_read(self._wake)
-                self._turn(client, [mask for key, mask in ready if key.fileobj is sock] or [selectors.EVENT_READ])
+                connection.turn([mask for key, mask in ready if key.fileobj is sock] or [selectors.EVENT_READ])
                 for message in connection.arrived:
                     self._take(connection, message)
                 connection.arrived.clear()
@@ -399,25 +301,13 @@ class Session:
                     if goodbye is None:
                         goodbye = self._clock() + GOODBYE_S
                         if connection.ready:
-                            self._publish(connection, self._status_report(online=False))
+                            connection.publish(self._status_report(online=False))
                     idle = not connection.in_flight and not client.want_write()
                     if idle or not connection.ready or self._clock() >= goodbye:
                         client.disconnect()
                         connection.lost = "stopped"
 
-    @staticmethod
-    def _turn(client: paho.Client, masks: list[int]) -> None:
-        """Let the library read, write and look at its keep-alive."""
-        try:
-            if masks[0] & selectors.EVENT_READ:
-                client.loop_read()
-            if masks[0] & selectors.EVENT_WRITE:
-                client.loop_write()
-            client.loop_misc()
-        except Exception as error:  # bytes of an untrusted broker, in foreign code: no failure of ours
-            raise ValueError(f"the broker sent what cannot be understood: {error}") from error
-
-    def _take(self, connection: _Connection, message: paho.MQTTMessage) -> None:
+    def _take(self, connection: Connection, message: paho.MQTTMessage) -> None:
         properties = message.properties
         wish = getattr(properties, "ResponseTopic", None)
         correlation = getattr(properties, "CorrelationData", None)
@@ -431,7 +321,7 @@ class Session:
                 short = answer(str(document.get("id", "")), "failed", "the result is too large; ask for less")
                 payload = _encode({**short, "code": "oversized", "device": self._device})
             answers, owed = owed, None
-            self._reply(_Report("reply", topic, payload, correlation, answers=answers))
+            self._reply(Report("reply", topic, payload, correlation, answers=answers))
 
         if message.retain:
             reason = "a command must not be retained: it would come again at every connection; clear it"
@@ -439,12 +329,12 @@ class Session:
             return
         self._desk.take(bytes(message.payload), origin="mqtt", limit=MAX_COMMAND, reply=reply)
 
-    def _send(self, connection: _Connection) -> None:
+    def _send(self, connection: Connection) -> None:
         while len(connection.in_flight) < connection.window and connection.client.socket() is not None:
             report = self._next()
             if report is None:
                 break
-            self._publish(connection, report)
+            connection.publish(report)
         with self._lock:
             acks = list(self._acks)
             self._acks.clear()
@@ -452,7 +342,7 @@ class Session:
             if owner is connection:
                 connection.client.ack(mid, 1)
 
-    def _next(self) -> _Report | None:
+    def _next(self) -> Report | None:
         with self._lock:
             status, self._status_due = self._status_due, False
             if not status and self._replies:
@@ -462,9 +352,22 @@ class Session:
         entry = self._outbox.take()
         if entry is None:
             return None
-        return _Report("event", f"{self._base}/{entry.tail}", entry.payload, number=entry.number)
+        return Report("event", f"{self._base}/{entry.tail}", entry.payload, number=entry.number)
 
-    def _renew(self, connection: _Connection) -> None:
+    def _acknowledged(self, report: Report, reason: ReasonCode) -> None:
+        """The broker has this report, or will never take it."""
+        if report.number:
+            self._outbox.done(report.number)
+        if report.answers is not None:
+            with self._lock:
+                self._acks.append(report.answers)
+        if reason.is_failure:
+            # An access rule (135) or a quota: the same again would get the same answer.
+            with self._lock:
+                self._refused += 1
+            self._note(f"the broker refused a message on {report.topic}: {reason}", connected=True)
+
+    def _renew(self, connection: Connection) -> None:
         """End a connection whose will would tell what no longer runs; the next one is made at once."""
         with self._lock:
             stale = _runs(self._status) != connection.runs and not (self._replies or self._status_due)
@@ -474,20 +377,7 @@ class Session:
             connection.lost = "made anew"
             connection.client.disconnect()
 
-    def _publish(self, connection: _Connection, report: _Report) -> None:
-        properties = None
-        if connection.protocol == MQTTProtocolVersion.MQTTv5 and report.correlation is not None:
-            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            properties.CorrelationData = report.correlation
-        info = connection.client.publish(
-            report.topic, report.payload, qos=1, retain=report.kind == "status", properties=properties
-        )
-        # Even where the send failed: what is in flight when a connection ends is queued again.
-        connection.in_flight[info.mid] = report
-        if info.rc not in {MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_QUEUE_SIZE}:
-            connection.lost = connection.lost or f"connection lost: {paho.error_string(info.rc)}"
-
-    def _forget(self, connection: _Connection) -> None:
+    def _forget(self, connection: Connection) -> None:
         """Keep what the broker has not acknowledged, in its order, ahead of what came later."""
         with self._lock:
             self._connected = False
@@ -503,8 +393,8 @@ class Session:
         if sock is not None:
             sock.close()
 
-    def _status_report(self, *, online: bool) -> _Report:
-        return _Report("status", f"{self._base}/status", self._status_payload(online=online))
+    def _status_report(self, *, online: bool) -> Report:
+        return Report("status", f"{self._base}/status", self._status_payload(online=online))
 
     def _status_payload(self, *, online: bool) -> bytes:
         with self._lock:
