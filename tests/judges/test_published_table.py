@@ -1,4 +1,4 @@
-"""The chances that docs/judging.md publishes are those of the shipped rule, exactly: every outcome summed, none drawn."""
+"""The chances that docs/judging.md publishes are those of the shipped rule: every outcome summed, none drawn."""
 
 import re
 from pathlib import Path
