@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 _SOURCE_PAUSE = 1.0  # seconds before a broken source is tried again, doubling to a minute
 _VERSIONS = 16  # whose names are kept; the counters keep fewer
-_HEARD = 5.0  # seconds of serving before labels are read: the updater counts from the first record it sees
+_HEARD = 2.0  # seconds of serving before labels are read: the updater counts from the first record it sees
 _PATIENCE = 10.0  # seconds beyond the longest inference before a frame counts as overdue
 
 
@@ -118,7 +118,7 @@ class Line:
             shadow=self.shadow,
         )
         self._spool = Spool(options.labels_dir)
-        self._heard = False
+        self._served: float | None = None  # since when anything has
         self._halt = threading.Event()
         self._delivered: float | None = None  # when the source last gave a frame; None: it is not being asked
         self._feeder: threading.Thread | None = None
@@ -243,10 +243,10 @@ class Line:
         self._archive.flush()
         worker, target = self.handover.active, self.handover.links.current
         running = worker.digest if worker is not None else ""
-        if not self._heard:
-            self._heard = worker is not None and 0.0 < worker.since <= time.monotonic() - _HEARD
-            if not self._heard:
-                return
+        if self._served is None and worker is not None and worker.since:
+            self._served = worker.since
+        if self._served is None or time.monotonic() - self._served < _HEARD:
+            return
         for name, label, right, again in self._spool.news():
             if self.records.label(name, label=label, right=right, running=running, again=again) is None:
                 continue
