@@ -193,8 +193,26 @@ def test_stop_is_quick_and_leaves_no_process(device: Device) -> None:
 
 
 def test_restart_of_inference_leaves_both_active(device: Device) -> None:
+    updater = device.machine.pid(UPDATER)
     device.ctl("restart", INFERENCE)
     device.wait_for("1.1.0")
+    assert device.machine.pid(UPDATER) == updater, "it goes on, whatever it is at"
+
+
+def test_an_inference_that_crashes_again_and_again_takes_the_updater_no_time(device: Device) -> None:
+    machine = device.machine
+    updater = machine.pid(UPDATER)
+    drop_in = machine.path("/run/systemd/system/modelagent.service.d/crash.conf")
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    drop_in.write_text("[Service]\nExecStart=\nExecStart=/bin/sh -c 'exit 1'\n")
+    device.ctl("daemon-reload")
+    os.kill(machine.pid(INFERENCE), signal.SIGKILL)
+    machine.wait("five starts again", lambda: int(machine.property(INFERENCE, "NRestarts")) >= 5, 60.0)
+    assert machine.pid(UPDATER) == updater
+    drop_in.unlink()
+    device.ctl("daemon-reload")
+    device.wait_for("1.1.0")
+    assert machine.pid(UPDATER) == updater
 
 
 def test_restart_during_a_download(device: Device) -> None:
@@ -202,7 +220,9 @@ def test_restart_during_a_download(device: Device) -> None:
     machine.slow_link("256kbit")
     device.publish("1.2.0", padding=SLOW)
     machine.wait("a download", device.downloading("1.2.0"))
+    updater = machine.pid(UPDATER)
     device.ctl("restart", INFERENCE)
+    assert machine.pid(UPDATER) == updater, "and the download with it"
     machine.slow_link("")
     device.wait_for("1.2.0")
 
@@ -212,8 +232,10 @@ def test_kill_9_of_inference_during_a_download(device: Device) -> None:
     machine.slow_link("256kbit")
     device.publish("1.3.0", padding=SLOW)
     machine.wait("a download", device.downloading("1.3.0"))
+    updater = machine.pid(UPDATER)
     os.kill(machine.pid(INFERENCE), signal.SIGKILL)
     machine.wait("inference again", lambda: device.active() and device.answers())
+    assert machine.pid(UPDATER) == updater
     machine.slow_link("")
     device.wait_for("1.3.0")
 

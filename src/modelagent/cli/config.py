@@ -36,7 +36,7 @@ def check(frame: Frame) -> None:
         return
     click.echo(f"{frame.config}: good; models: {', '.join(models) or 'none'}")
     for grant in lacking:
-        click.echo(f"{grant.reason}: the unit does not grant it; use drop-in {grant.drop_in} (docs/systemd.md)")
+        click.echo(f"{grant.reason}: {grant.unit} does not grant it; use drop-in {grant.drop_in} (docs/systemd.md)")
 
 
 @config.command(epilog=EXIT_CODES)

@@ -328,16 +328,16 @@ def check_sources(settings: Settings) -> Answer:
 
 
 def check_grants(settings: Settings) -> Answer:
-    """Does the unit of inference grant what its sources and sinks need?"""
+    """Do the units grant what sources, sinks and inputs need?"""
     lacking = missing(settings)
     if lacking:
-        files = ", ".join(sorted({grant.drop_in for grant in lacking}))
+        files = ", ".join(sorted({f"{grant.drop_in} of {grant.unit.removesuffix('.service')}" for grant in lacking}))
         return (
             "fail",
-            f"{'; '.join(grant.reason for grant in lacking)}: the unit does not grant it",
-            f"drop-in {files}, see docs/systemd.md; then systemctl daemon-reload and restart modelagent",
+            f"{'; '.join(grant.reason for grant in lacking)}: not granted by the unit",
+            f"drop-in {files}, see docs/systemd.md; then systemctl daemon-reload and restart what it is of",
         )
-    return "ok", "the unit grants what sources and sinks need" if needed(settings) else "none needed", ""
+    return "ok", "the units grant what sources, sinks and inputs need" if needed(settings) else "none needed", ""
 
 
 def check_programs(_settings: Settings) -> Answer:

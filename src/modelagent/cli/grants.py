@@ -1,30 +1,43 @@
-"""What the settings ask of inference's unit beyond what it grants: devices, the network, directories.
+"""What the settings ask of the units beyond what they grant: devices, the network, directories.
 
-This file knows which source or sink needs which drop-in, and how to ask systemd what the unit grants. It does not know
-the units' text: systemd/ has it, and docs/systemd.md lists the drop-ins.
+This file knows which source, sink or input needs which drop-in of which unit, and how to ask systemd what a unit
+grants. It does not know the units' text: systemd/ has it, and docs/systemd.md lists the drop-ins.
 
     needed(settings)         # [Grant("camera.conf", "models.gate.source: a camera", "PrivateDevices", "no")]
-    missing(settings)        # those that the unit on this machine does not grant; () without systemd or the unit
+    missing(settings)        # those that the units on this machine do not grant; [] without systemd or the units
 """
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from modelagent.inputs.config import Settings
 
-UNIT: Final = "modelagent.service"
-_PROPERTIES: Final = ("LoadState", "PrivateDevices", "PrivateNetwork", "ReadWritePaths")
+INFERENCE: Final = "modelagent.service"
+UPDATER: Final = "modelagent-updater.service"
+METRICS: Final = "modelagent-metrics.service"
+_PROPERTIES: Final = (
+    "LoadState",
+    "PrivateDevices",
+    "PrivateNetwork",
+    "IPAddressAllow",
+    "ReadWritePaths",
+    "ProtectHome",
+)
+_LOOPBACK: Final = ("127.", "localhost:", "[::1]:")
+_ITSELF: Final = {"127.0.0.0/8", "::1/128"}
+_HIDDEN: Final = ("/home", "/root", "/run/user")  # by ProtectHome
 
 
 class Grant(NamedTuple):
-    """One thing that is needed: which drop-in gives it, for what, and which property of the unit shows that it did."""
+    """One thing that is needed: the drop-in that gives it, for what, and which property of which unit shows it."""
 
     drop_in: str
     reason: str
     name: str
-    value: str  # of a list (ReadWritePaths) one entry, or a directory above it
+    value: str  # of a list (ReadWritePaths) one entry, or a directory above it; empty: anything
+    unit: str = INFERENCE
 
 
 def needed(settings: Settings) -> list[Grant]:
@@ -42,6 +55,18 @@ def needed(settings: Settings) -> list[Grant]:
                 for path in (source.path, source.done_dir)
                 if path is not None
             ]
+        if model.runtime.delegate is not None:
+            found.append(Grant("npu.conf", f"models.{name}.runtime.delegate: an accelerator", "PrivateDevices", "no"))
+        found += [
+            _home(path, f"models.{name}.{key}")
+            for key, path in (
+                ("source.path", source.path),
+                ("source.done_dir", source.done_dir),
+                ("runtime.delegate", model.runtime.delegate),
+                *((f"rules.{rule}.command", Path(one.command[0])) for rule, one in model.rules.items() if one.command),
+            )
+            if _is_home(path)
+        ]
         if model.results.mqtt:
             found.append(_network(f"models.{name}.results: mqtt"))
         found += [
@@ -49,25 +74,36 @@ def needed(settings: Settings) -> list[Grant]:
             for rule, wanted in model.rules.items()
             if wanted.topic or wanted.webhook
         ]
+        if (labels := model.labels_dir) is not None and not labels.is_relative_to(settings.paths.state_dir):
+            why = f"models.{name}.labels_dir: label files in {labels}"
+            found.append(Grant("labels-directory.conf", why, "ReadWritePaths", str(labels), UPDATER))
+            if _is_home(labels):
+                found.append(_home(labels, f"models.{name}.labels_dir", UPDATER))
+    for key in ("root", "media", "ca", "client_cert", "client_key"):
+        if _is_home(path := getattr(settings.repository, key)):
+            found.append(_home(path, f"repository.{key}", UPDATER))
+    if not settings.metrics.listen.startswith(_LOOPBACK):
+        why = f"metrics.listen: a page for others on {settings.metrics.listen}"
+        found.append(Grant("metrics-network.conf", why, "IPAddressAllow", "", METRICS))
     return found
 
 
-def missing(settings: Settings, unit: Mapping[str, str] | None = None) -> list[Grant]:
-    """What is needed and not granted; `unit`: the unit's properties, asked of systemd when not given."""
+def missing(settings: Settings, ask: Callable[[str], Mapping[str, str]] | None = None) -> list[Grant]:
+    """What is needed and not granted; `ask` gives a unit's properties, systemd is asked when it is not given."""
     wanted = needed(settings)
-    if not wanted:
-        return []
-    shown = properties() if unit is None else unit
-    if shown.get("LoadState") != "loaded":
-        return []
-    return [grant for grant in wanted if not _grants(grant, shown.get(grant.name, ""))]
+    shown = {unit: (ask or properties)(unit) for unit in {grant.unit for grant in wanted}}
+    return [
+        grant
+        for grant in wanted
+        if shown[grant.unit].get("LoadState") == "loaded" and not _grants(grant, shown[grant.unit].get(grant.name, ""))
+    ]
 
 
-def properties() -> dict[str, str]:
-    """The unit's properties on this machine; empty where there is no systemd to ask."""
+def properties(unit: str) -> dict[str, str]:
+    """A unit's properties on this machine; empty where there is no systemd to ask."""
     if not Path("/run/systemd/system").is_dir():
         return {}
-    words = ["/usr/bin/systemctl", "show", *(f"--property={name}" for name in _PROPERTIES), UNIT]
+    words = ["/usr/bin/systemctl", "show", *(f"--property={name}" for name in _PROPERTIES), unit]
     try:
         said = subprocess.run(words, capture_output=True, text=True, check=False, timeout=10).stdout
     except (OSError, subprocess.TimeoutExpired):
@@ -79,7 +115,21 @@ def _network(reason: str) -> Grant:
     return Grant("inference-network.conf", reason, "PrivateNetwork", "no")
 
 
+def _home(path: Path | None, place: str, unit: str = INFERENCE) -> Grant:
+    return Grant("home-files.conf", f"{place}: {path}, which the unit cannot see", "ProtectHome", "read-only", unit)
+
+
+def _is_home(path: Path | None) -> bool:
+    return path is not None and any(path.is_relative_to(hidden) for hidden in _HIDDEN)
+
+
 def _grants(grant: Grant, shown: str) -> bool:
-    if grant.name != "ReadWritePaths":
-        return shown == grant.value
-    return any(Path(grant.value).is_relative_to(entry.lstrip("-+")) for entry in shown.split())
+    match grant.name:
+        case "ReadWritePaths":
+            return any(Path(grant.value).is_relative_to(entry.lstrip("-+")) for entry in shown.split())
+        case "IPAddressAllow":  # what there is lets the device itself in; who else shall come is not ours to know
+            return bool(set(shown.split()) - _ITSELF)
+        case "ProtectHome":
+            return shown in {"no", "read-only"}
+        case _:
+            return shown == grant.value
