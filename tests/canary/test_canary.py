@@ -182,6 +182,13 @@ def test_a_model_that_takes_more_memory_than_promised_fails_with_the_figure(tmp_
     assert "promised" in verdict.reason
 
 
+def test_a_release_that_may_need_more_than_this_device_gives_waits_and_names_the_setting(tmp_path: Path) -> None:
+    manifest = digit_slots.write_slot(tmp_path / "1.3.1", "digits-1.3.1.tflite")
+    with pytest.raises(DeviceError, match=r"limits\.canary\.memory_mb"):
+        judge(tmp_path / "1.3.1", manifest, None, memory_mb=manifest.limits.memory_mb - 1)
+    assert judge(tmp_path / "1.3.1", manifest, None, memory_mb=manifest.limits.memory_mb).outcome is Outcome.PASS
+
+
 def test_a_model_that_wants_eight_gigabytes_gets_none_of_them(tmp_path: Path) -> None:
     x = np.eye(4, dtype=np.float32)
     model = tiny_models.heavy(np.eye(4), elements=2_000_000_000)

@@ -454,7 +454,9 @@ class CanaryLimits(Section):
     """[limits.canary]: what a candidate may use before it has proved anything."""
 
     seconds: Duration = Field(default=120.0, gt=0, le=86400, description="wall clock, both models together")
-    memory_mb: Megabytes = Field(default=512, description="address space of one canary worker")
+    memory_mb: Megabytes = Field(
+        default=512, description="memory of one canary worker; a release that may need more is not tried here"
+    )
 
 
 class Limits(Section):

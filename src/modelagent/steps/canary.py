@@ -67,6 +67,7 @@ class CanaryRunner:
         budget_s: wall-clock seconds that each of the two models may take altogether.
         delegate: library of an external delegate, for releases that ask for one. None: the processor, on which every
             release must run as well, since an accelerator that serves can seldom be opened twice.
+        memory_mb: what this device gives one worker at most; a release that promises to need more is not tried.
         clock: Unix seconds, for the verdict's time.
     """
 
@@ -77,12 +78,14 @@ class CanaryRunner:
         threads: int = 1,
         budget_s: float = 600.0,
         delegate: Path | None = None,
+        memory_mb: float = math.inf,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._worker = tuple(worker)
         self._delegate = delegate
         self._threads = threads
         self._budget_s = budget_s
+        self._memory_mb = memory_mb
         self._clock = clock
 
     def run(
@@ -105,7 +108,14 @@ class CanaryRunner:
         Raises:
             DeviceError: `abandoned`, `canary` (this device cannot now) or `hash` (the slot's bytes have changed).
         """
+        if criteria.limits.memory_mb > self._memory_mb:
+            raise DeviceError(
+                f"the release may need {criteria.limits.memory_mb:g} MB and a canary gets {self._memory_mb:g} MB here; "
+                "raise limits.canary.memory_mb (and the updater's MemoryMax with it), or publish a smaller one",
+                code="canary",
+            )
         bench = _Bench(self._worker, self._threads, self._budget_s, criteria, abandoned, delegate=self._delegate)
+        bench.memory_mb = self._memory_mb
         try:
             evidence = bench.gather(candidate_slot, baseline_slot, run, self._clock())
         finally:
@@ -129,6 +139,7 @@ class _Bench:
         *,
         delegate: Path | None = None,
     ) -> None:
+        self.memory_mb = math.inf
         self._worker = worker
         self._delegate = delegate
         self._threads = threads
@@ -492,7 +503,7 @@ class _Session:
         self._stop(Problem("hang", f"no answer within {limit:.0f} s while {doing}", doing))
 
     def _watch_memory(self, doing: str) -> None:
-        allowed_kb = _resident_limit_kb(self._bench.criteria)
+        allowed_kb = min(_resident_limit_kb(self._bench.criteria), self._bench.memory_mb * 1024)
         present = self._running().resident_kb()
         self._peak_kb = max(self._peak_kb, present)
         if present > allowed_kb:

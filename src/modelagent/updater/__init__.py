@@ -166,6 +166,7 @@ class Updater:
                     threads=settings.models[name].runtime.threads,
                     budget_s=settings.limits.canary.seconds,
                     delegate=_shared_delegate(settings.models[name].runtime),
+                    memory_mb=settings.limits.canary.memory_mb,
                 ),
             )
             for name in names
