@@ -1,9 +1,10 @@
-"""Builds the large model of the benchmarks: MobileNetV2 with random weights, int8 throughout, about 4 MB.
+"""Builds the large models of the benchmarks: MobileNetV2 with random weights, int8 (4 MB) or float32 (14 MB).
 
 Speed does not depend on what the weights are. This file needs tensorflow; nothing else here does, so the file it writes
 may come from any environment:
 
     python -m benchmarks.mobilenet build/bench/mnv2_int8.tflite
+    python -m benchmarks.mobilenet build/bench/mnv2_float32.tflite      # the name says which
 """
 
 import os
@@ -18,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 
-def build() -> bytes:
-    """The model's bytes: int8 [1, 224, 224, 3] to int8 [1, 1000]."""
+def build(dtype: str) -> bytes:
+    """The model's bytes: [1, 224, 224, 3] to [1, 1000], in `dtype` (int8 or float32) throughout."""
     tf.keras.utils.set_random_seed(1)
     network = tf.keras.applications.MobileNetV2(weights=None)
     random = np.random.RandomState(1)
@@ -29,6 +30,8 @@ def build() -> bytes:
             yield [random.rand(1, 224, 224, 3).astype(np.float32)]
 
     converter = tf.lite.TFLiteConverter.from_keras_model(network)
+    if dtype == "float32":
+        return bytes(converter.convert())
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = samples
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
@@ -40,7 +43,7 @@ def main() -> None:
     """One argument: where to write."""
     path = Path(sys.argv[1])
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = build()
+    data = build("float32" if "float32" in path.stem else "int8")
     part = path.with_suffix(".part")
     part.write_bytes(data)
     part.replace(path)

@@ -2,23 +2,27 @@
 
 This file knows the figures of the update. A real device, with its updater, serves int8 MobileNetV2; the channel is
 moved from release to release over HTTP, so that every update fetches a whole new model. Windows with an update
-alternate with quiet ones.
+alternate with quiet ones. What another machine would do stays out of it: releases are published beforehand, and the
+web server has idle time only.
 """
 
 import json
 import os
+import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from benchmarks.bare import Bare
-from benchmarks.figures.loop import model_file
+from benchmarks.figures.loop import model_file, pictures
 from benchmarks.measure import Figure, Group, Measured, median, quantile
 from benchmarks.stand import Stand
 
+from modelagent.children import sink
 from modelagent.publish.repository import Repository
 from modelagent.publish.serve import Server
 
@@ -39,8 +43,8 @@ class _Publisher:
         self.root = folder / "keys" / "root.json"
         self.directory = folder / "repo"
 
-    def release(self, number: int) -> str:
-        """Publish release `number` and move the channel to it; returns the manifest's digest."""
+    def add(self, number: int) -> None:
+        """Publish release `number`."""
         file = self._folder / f"{number}.tflite"
         file.write_bytes(self._model.read_bytes() + sha256(str(number).encode()).digest())
         document = {
@@ -61,6 +65,9 @@ class _Publisher:
             "card": {},
         }
         self._repository.add(document, {"model": file, "canary": self.canary})
+
+    def offer(self, number: int) -> str:
+        """Move the channel to release `number`; returns its version."""
         self._repository.channel("bench", "stable", f"1.{number}.0")
         return f"1.{number}.0"
 
@@ -82,19 +89,34 @@ def _labels(model: Path, frames: Any) -> Any:
 _Spans = list[tuple[float, float]]
 
 
-def _run(folder: Path, *, fps: float) -> tuple[list[dict[str, Any]], _Spans, _Spans]:
+def _serve(server: Server) -> None:
+    """Start the web server in a thread of its own; its requests are handled at idle priority, which threads inherit."""
+
+    def start() -> None:
+        sink(0)
+        server.start()
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+
+
+def _run(
+    folder: Path, *, fps: float, dtype: str = "int8", updates_wanted: int = _UPDATES
+) -> tuple[list[dict[str, Any]], _Spans, _Spans]:
     """All results, and the spans (wall) of updates and of quiet."""
-    model = model_file(folder)
-    random = np.random.RandomState(1)
-    frames = random.randint(-128, 128, (_SAMPLES, 224, 224, 3)).astype(np.int8)
+    model = model_file(folder, dtype)
+    frames = pictures(_SAMPLES, dtype)
     played = folder / "mnv2_frames.npz"
     np.savez(played, input_0=frames[:16])
     updates, quiet = [], []
     with Bare(model, played) as bare, Stand(folder / "update") as stand:
         publisher = _Publisher(stand.folder, model, bare.contract, _labels(model, frames), frames)
-        wanted = publisher.release(1)
+        for number in range(1, 2 + updates_wanted):
+            publisher.add(number)
+        wanted = publisher.offer(1)
         server = Server(publisher.directory)
-        server.start()
+        _serve(server)
         try:
             source = {"kind": "replay", "path": str(played), "fps": fps, "overflow": "drop-oldest" if fps else "block"}
             stand.configure(
@@ -110,13 +132,13 @@ def _run(folder: Path, *, fps: float) -> tuple[list[dict[str, Any]], _Spans, _Sp
             )
             stand.start()
             _until(stand, wanted)
-            for number in range(2, 2 + _UPDATES):
+            for number in range(2, 2 + updates_wanted):
                 time.sleep(3.0)
                 span = time.time()
                 time.sleep(4.0)
                 quiet.append((span, time.time()))
                 span = time.time()
-                _until(stand, publisher.release(number))
+                _until(stand, publisher.offer(number))
                 updates.append((span, time.time()))
             time.sleep(0.5)
         finally:
@@ -150,18 +172,35 @@ def _latencies(rows: list[dict[str, Any]], spans: list[tuple[float, float]]) -> 
     ]
 
 
-def back_to_back(folder: Path) -> dict[str, Measured]:
-    """`update.p99_ratio`."""
-    rows, updates, quiet = _run(folder, fps=0.0)
+def _compared(
+    name: str, rows: list[dict[str, Any]], updates: _Spans, quiet: _Spans, processors: int
+) -> dict[str, Measured]:
     during, beside = _latencies(rows, updates), _latencies(rows, quiet)
     ratio = median([quantile(a, 0.99) / quantile(b, 0.99) for a, b in zip(during, beside, strict=True)])
     p50 = median([quantile(a, 0.5) / quantile(b, 0.5) for a, b in zip(during, beside, strict=True)])
     how = (
         f"{len(updates)} updates over HTTP, {median([b - a for a, b in updates]):.1f} s each (median), on "
-        f"{os.cpu_count()} processors; p99 {median([quantile(a, 0.99) for a in during]) / 1e3:.2f} ms during, "
+        f"{processors} processors; p99 {median([quantile(a, 0.99) for a in during]) / 1e3:.2f} ms during, "
         f"{median([quantile(b, 0.99) for b in beside]) / 1e3:.2f} ms beside; p50 ratio {p50:.2f}"
     )
-    return {"update.p99_ratio": Measured(ratio, how)}
+    return {name: Measured(ratio, how)}
+
+
+def back_to_back(folder: Path, dtype: str, name: str) -> dict[str, Measured]:
+    """`update.p99_ratio`, and the same in float32."""
+    rows, updates, quiet = _run(folder, fps=0.0, dtype=dtype)
+    return _compared(name, rows, updates, quiet, len(os.sched_getaffinity(0)))
+
+
+def on_one(folder: Path) -> dict[str, Measured]:
+    """`update.p99_ratio_1cpu`."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})  # every process started from here on inherits it
+    try:
+        rows, updates, quiet = _run(folder, fps=0.0, updates_wanted=1)
+    finally:
+        os.sched_setaffinity(0, before)
+    return _compared("update.p99_ratio_1cpu", rows, updates, quiet, 1)
 
 
 def paced(folder: Path) -> dict[str, Measured]:
@@ -186,6 +225,13 @@ def paced(folder: Path) -> dict[str, Measured]:
 
 
 GROUPS: Final = (
-    Group((Figure("update.p99_ratio", "ratio", "<= 1.5"),), back_to_back),
+    Group(
+        (Figure("update.p99_ratio", "ratio", "<= 1.5"),), partial(back_to_back, dtype="int8", name="update.p99_ratio")
+    ),
+    Group(
+        (Figure("update.p99_ratio_float32", "ratio", ""),),
+        partial(back_to_back, dtype="float32", name="update.p99_ratio_float32"),
+    ),
+    Group((Figure("update.p99_ratio_1cpu", "ratio", "<= 1.1"),), on_one),
     Group((Figure("update.missed_deadlines", "frames", "<= 0"),), paced),
 )

@@ -10,7 +10,15 @@ from benchmarks.measure import Figure, Group, Measured, NotHereError, median, qu
 # Issue-stable names: later work may add to these, never rename them.
 NAMES = {
     "loop.mnv2_int8.ratio": ">= 0.98",
+    "loop.mnv2_float32.ratio": ">= 0.98",
     "loop.digits.added_us": "<= 35",
+    "loop.smallest.added_us": "<= 35",
+    "models.each_mb": "",
+    "swap.peak_ratio": "<= 3",
+    "swap.peak_model_ratio": "<= 3",
+    "update.p99_ratio": "<= 1.5",
+    "update.p99_ratio_float32": "",
+    "update.p99_ratio_1cpu": "<= 1.1",
     "swap.gap_ratio": "<= 2",
     "swap.frames_lost": "<= 0",
     "memory.agent_pss_mb": "<= 130",
@@ -27,7 +35,14 @@ def test_names_and_aims_are_stable_and_unique() -> None:
 
 def test_only_takes_names_and_first_parts() -> None:
     picked = [figure.name for _, figures in run.chosen("swap, memory.updater_rss_mb") for figure in figures]
-    assert picked == ["memory.updater_rss_mb", "swap.gap_ratio", "swap.frames_lost", "swap.growth_mb"]
+    assert picked == [
+        "memory.updater_rss_mb",
+        "swap.peak_ratio",
+        "swap.peak_model_ratio",
+        "swap.gap_ratio",
+        "swap.frames_lost",
+        "swap.growth_mb",
+    ]
     assert len(run.chosen("")) == len(list(run.groups()))
     with pytest.raises(ValueError, match=r"no figure is called swa; there are: "):
         run.chosen("swa")
