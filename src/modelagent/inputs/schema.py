@@ -454,9 +454,7 @@ class CanaryLimits(Section):
     """[limits.canary]: what a candidate may use before it has proved anything."""
 
     seconds: Duration = Field(default=120.0, gt=0, le=86400, description="wall clock, both models together")
-    memory_mb: Megabytes = Field(
-        default=512, description="memory of one canary worker; a release that may need more is not tried here"
-    )
+    memory_mb: Megabytes = Field(default=512, description="memory of one canary worker; what needs more waits")
 
 
 class Limits(Section):

@@ -67,7 +67,8 @@ class CanaryRunner:
         budget_s: wall-clock seconds that each of the two models may take altogether.
         delegate: library of an external delegate, for releases that ask for one. None: the processor, on which every
             release must run as well, since an accelerator that serves can seldom be opened twice.
-        memory_mb: what this device gives one worker at most; a release that promises to need more is not tried.
+        memory_mb: what this device gives one worker at most. One that needs more and keeps its promise blames no
+            release: the device cannot try it.
         clock: Unix seconds, for the verdict's time.
     """
 
@@ -108,12 +109,6 @@ class CanaryRunner:
         Raises:
             DeviceError: `abandoned`, `canary` (this device cannot now) or `hash` (the slot's bytes have changed).
         """
-        if criteria.limits.memory_mb > self._memory_mb:
-            raise DeviceError(
-                f"the release may need {criteria.limits.memory_mb:g} MB and a canary gets {self._memory_mb:g} MB here; "
-                "raise limits.canary.memory_mb (and the updater's MemoryMax with it), or publish a smaller one",
-                code="canary",
-            )
         bench = _Bench(self._worker, self._threads, self._budget_s, criteria, abandoned, delegate=self._delegate)
         bench.memory_mb = self._memory_mb
         try:
@@ -503,11 +498,15 @@ class _Session:
         self._stop(Problem("hang", f"no answer within {limit:.0f} s while {doing}", doing))
 
     def _watch_memory(self, doing: str) -> None:
-        allowed_kb = min(_resident_limit_kb(self._bench.criteria), self._bench.memory_mb * 1024)
+        allowed_kb = _resident_limit_kb(self._bench.criteria)
         present = self._running().resident_kb()
         self._peak_kb = max(self._peak_kb, present)
-        if present > allowed_kb:
+        if present > min(allowed_kb, self._bench.memory_mb * 1024):
             promised = self._bench.criteria.limits.memory_mb
+            if present <= promised * 1024:
+                given = f"limits.canary.memory_mb gives {self._bench.memory_mb:g} MB"
+                text = f"needs {present // 1024} MB while {doing}, as it may, and {given}; raise that"
+                self._stop(Problem("memory", text, doing), outside=True)
             text = f"ate {present // 1024} MB while {doing}, promised are at most {promised:.0f} MB"
             self._stop(Problem("memory", text, doing))
 
