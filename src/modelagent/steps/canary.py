@@ -45,6 +45,7 @@ _BATCH: Final = 16  # samples before it is the other model's turn
 _VALUES: Final = 3 * 64  # numbers that a metric may need of one sample: three a class
 _START_S: Final = 60.0  # imports on a slow card without compiled files
 _SHORT_S: Final = 60.0  # a command that only hashes or counts
+_LIFT_S: Final = 10.0  # after which a worker that has not answered is lifted from the very lowest priority
 _STARVED: Final = 0.5  # share of the time limit spent waiting for a processor, above which the device is to blame
 _ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "PYTHONDONTWRITEBYTECODE")
 
@@ -422,6 +423,8 @@ class _Session:
                     self._give_up(doing, limit, _waited_s(child.pid) - waited_before)
                 ready = {fd for fd, _ in poll.poll(min(_TICK_S, left) * 1000.0)}
                 self._watch_memory(doing)
+                if time.monotonic() - began >= _LIFT_S:
+                    child.lift()
                 if control.fileno() in ready:
                     packet = self._receive(control)
                     if packet:
