@@ -1,13 +1,16 @@
 """`explain VERSION`: what was decided about it, in words and in full, from a journal that a real one wrote."""
 
 import json
+import re
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 from click.testing import CliRunner, Result
 
 from modelagent import cli
 from modelagent.cli import main
+from modelagent.cli.report import page
 from modelagent.core.effects import Note
 from modelagent.core.events import Counts
 from modelagent.core.state import State
@@ -93,3 +96,48 @@ def test_a_version_that_nobody_knows_is_said_to_be_that(config: Path) -> None:
     result = call(config, "9.9.9")
     assert result.exit_code == cli.REFUSED
     assert "nothing was ever decided about it" in result.output
+
+
+def test_a_page_with_plots_fetches_nothing_and_runs_nothing(config: Path, tmp_path: Path) -> None:
+    for version, words in (
+        ("1.2.0", ["80.0 % against 93.0 %", "allowed", "latency-p95: time of one inference", "equal"]),
+        ("1.3.0", ["only the previous one", "previous is better", "reverted"]),
+    ):
+        file = tmp_path / f"{version}.html"
+        done = CliRunner().invoke(main, ["--config", str(config), "report", version, "--html", str(file)])
+        assert done.exit_code == cli.OK, done.output
+        text = file.read_text(encoding="utf-8")
+        for plot in re.findall(r"<svg.*?</svg>", text):
+            ET.fromstring(plot)  # noqa: S314 - our own
+        assert all(word in text for word in words), text
+        assert not re.search(r"https?:|<script|src=|url\(|@import", text)
+        assert "default-src 'none'" in text
+
+
+def test_what_history_holds_cannot_break_out_of_the_page() -> None:
+    line = {
+        "kind": "<b>",
+        "level": '"><script>',
+        "text": "<script>alert(1)</script>",
+        "wall": 1.0,
+        "model": "<i>",
+        "evidence": {"paired": "open", "only_old": 2, "paired_evidence": 1.0, "paired_threshold": "<svg>"},
+    }
+    text = page("<u>", [line])
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert "<i>" not in text
+    assert "<u>" not in text
+
+
+def test_a_page_that_cannot_be_written_and_a_version_that_nobody_knows(config: Path, tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "none" / "x.html")
+    failed = CliRunner().invoke(main, ["--config", str(config), "report", "1.2.0", "--html", nowhere])
+    assert failed.exit_code == cli.FAILED
+    assert nowhere in failed.stderr
+    unknown = CliRunner().invoke(main, ["--config", str(config), "report", "9.9.9", "--html", str(tmp_path / "x.html")])
+    assert unknown.exit_code == cli.REFUSED
+    done = CliRunner().invoke(
+        main, ["--config", str(config), "report", "1.2.0", "--json", "--html", str(tmp_path / "x.html")]
+    )
+    assert json.loads(done.stdout)["lines"] == 1

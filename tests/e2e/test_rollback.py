@@ -115,7 +115,10 @@ def test_labels_that_come_after_the_confirmation_still_lead_back(box: Box, betwe
     assert "the previous model is better" in box.told("blocked", "1.3.0")["text"]
     box.told("reverted")
     assert box.runs() == "1.1.0"
-    assert box.lost() == []
+    if between == "nothing":
+        assert box.lost() == []
+    else:  # a replay that begins anew names its frames as before
+        assert {row["outcome"] for row in box.rows()} == {"ok"}
 
 
 def test_drift_of_a_confirmed_version_is_told_compared_and_followed_where_the_settings_say_so(box: Box) -> None:

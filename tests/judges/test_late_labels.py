@@ -209,6 +209,17 @@ def test_where_both_do_alike_the_shadow_goes_and_the_version_stays(bench: Bench)
     assert bench.phase() is Phase.IDLE
 
 
+def test_a_decision_with_nowhere_to_go_is_an_alarm_and_is_told_once(bench: Bench) -> None:
+    confirmed(bench)
+    bench.state = replace(bench.state, withdrawn={OLD.digest: "smells"}, fallback=None)
+    for number in range(3):
+        bench.health(frames=90 + number, done=90 + number, busy_s=40, only_old=20 + number, both_right=9)
+    assert bench.phase() is Phase.IDLE
+    told = [note.text for note in bench.notes if note.kind == "alarm"]
+    assert told == ["late labels speak against 1.2.0, and there is no version to go back to"]
+    assert bench.state.aftercare is not None, "should a way back come, it is taken"
+
+
 PREPARING = (Phase.DEFERRED, Phase.ACQUIRING, Phase.STAGING, Phase.CANARY, Phase.STAGED)
 
 

@@ -47,6 +47,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "watch": Entry("watch", "watch", "What happens on this device, as it happens."),
     "history": Entry("history", "history", "What happened to which version, and why."),
     "explain": Entry("explain", "explain", "Why is something happening, or not: each gate's present answer."),
+    "report": Entry("report", "report", "Write what was decided about a version as one page with plots."),
     "simulate": Entry(
         "simulate",
         "simulate",

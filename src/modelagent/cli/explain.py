@@ -61,7 +61,12 @@ def explain(frame: Frame, version: str, model: str, *, facts: bool) -> None:
         click.echo("\n".join(_lines(result.get("models", {}), time.time())))
 
 
-def _explain_version(frame: Frame, settings: Settings, version: str, model: str) -> None:
+def decided(frame: Frame, settings: Settings, version: str, model: str) -> list[dict[str, Any]]:
+    """The lines of history about a version, or about a release by the beginning of its digest.
+
+    Raises:
+        SystemExit: REFUSED, after saying so, where nothing was ever decided about it.
+    """
     names = models_of(settings, model)
     found = [
         line
@@ -71,14 +76,19 @@ def _explain_version(frame: Frame, settings: Settings, version: str, model: str)
     if not found:
         say_error(frame, f"{version}: nothing was ever decided about it on this device", "unknown-version")
         raise SystemExit(REFUSED)
+    return found
+
+
+def _explain_version(frame: Frame, settings: Settings, version: str, model: str) -> None:
+    found = decided(frame, settings, version, model)
     if frame.json:
         click.echo(json.dumps(found, indent=1))
         return
     for line in found:
-        several = f"{line['model']}: " if len(names) > 1 else ""
+        several = f"{line['model']}: " if len(models_of(settings, model)) > 1 else ""
         head = coloured(str(line.get("kind", "")), str(line.get("level", "")))
         click.echo(f"{moment(float(line.get('wall', 0.0)))}  {several}{head}: {line.get('text', '')}")
-        for text in _numbers(line.get("evidence") or {}):
+        for text in numbers(line.get("evidence") or {}):
             click.echo(f"    {text}")
 
 
@@ -86,7 +96,7 @@ def _is_digest(line: Mapping[str, Any], text: str) -> bool:
     return len(text) >= 8 and str(line.get("digest", "")).startswith(text)
 
 
-def _numbers(evidence: Mapping[str, Any]) -> Iterator[str]:
+def numbers(evidence: Mapping[str, Any]) -> Iterator[str]:
     """The evidence of one verdict, a line each: a canary's gates, or the counts of a comparison on live frames."""
     gates = evidence.get("gates")
     if isinstance(gates, list):
@@ -98,7 +108,7 @@ def _numbers(evidence: Mapping[str, Any]) -> Iterator[str]:
             if isinstance(run := evidence.get(which), Mapping):
                 yield (
                     f"{which} {run.get('version')}: {run.get('runtime')} on {run.get('delegate')}, p50 "
-                    f"{_ms(run.get('p50_us'))}, p95 {_ms(run.get('p95_us'))}, at most {_mb(run.get('peak_kb'))}"
+                    f"{_time(run.get('p50_us'))}, p95 {_time(run.get('p95_us'))}, at most {_mb(run.get('peak_kb'))}"
                 )
         return
     if "paired" in evidence:
@@ -126,8 +136,10 @@ def _numbers(evidence: Mapping[str, Any]) -> Iterator[str]:
             yield f"evidence that the previous one is better: {lean:.2f}, it takes {limit:.2f} to go back"
 
 
-def _ms(us: object) -> str:
-    return f"{us / 1e3:.2f} ms" if isinstance(us, int | float) else "?"
+def _time(us: object) -> str:
+    if not isinstance(us, int | float):
+        return "?"
+    return f"{us / 1e3:.2f} ms" if us >= 100.0 else f"{us:.1f} us"
 
 
 def _mb(kb: object) -> str:

@@ -220,8 +220,11 @@ def _late_labels(x: Scene, event: Runs) -> Aftercare | None:
         return None
     open_test = replace(open_test, evidence=gather(replace(x.state, evidence=open_test.evidence), event))
     x.set(aftercare=open_test)
-    if verdict.standing is Standing.BAD and revert_target(x.state, open_test.digest) is not None:
-        return open_test
+    if verdict.standing is Standing.BAD:
+        if revert_target(x.state, open_test.digest) is not None:
+            return open_test
+        name = version(x.state, open_test.digest)
+        x.alarm(f"late labels speak against {name}, and there is no version to go back to")
     if verdict.evidence.get("paired") == "low" or open_test.until.left(event.at) <= 0:
         why = verdict.reason if verdict.evidence.get("paired") == "low" else "its time is over"
         x.set(aftercare=None)

@@ -391,7 +391,7 @@ def _latency(evidence: CanaryEvidence, limits: Limits) -> list[_Gate]:
     ours = [sample.us for sample in new.samples]
     least, _ = quantile_bounds(ours, 0.95, LATENCY_CONFIDENCE)
     numbers = {"p95_us": _quantile(ours, 0.95), "p95_lower_us": least, "limit_ms": limits.latency_ms}
-    text = f"p95 of one inference is {_quantile(ours, 0.95) / 1e3:.2f} ms, promised is {limits.latency_ms:.2f} ms"
+    text = f"p95 of one inference is {_time(_quantile(ours, 0.95))}, promised is {limits.latency_ms:.2f} ms"
     gates.append(_suspect("latency", evidence.run, text, numbers, bad=least > limits.latency_ms * 1e3))
     if old is None or not old.samples:
         return gates
@@ -403,7 +403,7 @@ def _latency(evidence: CanaryEvidence, limits: Limits) -> list[_Gate]:
         _, most = quantile_bounds(theirs, q, LATENCY_CONFIDENCE)
         slower = least > limits.latency_ratio * most and least - most > NOTICEABLE_US
         text = (
-            f"p{q * 100:.0f} of one inference is {mine / 1e3:.2f} ms against {other / 1e3:.2f} ms, "
+            f"p{q * 100:.0f} of one inference is {_time(mine)} against {_time(other)}, "
             f"{mine / max(other, 1e-9):.1f} times; allowed {limits.latency_ratio:.1f} times"
         )
         numbers = {
@@ -415,6 +415,10 @@ def _latency(evidence: CanaryEvidence, limits: Limits) -> list[_Gate]:
         }
         gates.append(_suspect(name, evidence.run, text, numbers, bad=slower))
     return gates
+
+
+def _time(us: float) -> str:
+    return f"{us / 1e3:.2f} ms" if us >= 100.0 else f"{us:.1f} us"
 
 
 def _suspect(name: str, run: int, text: str, numbers: Mapping[str, object], *, bad: bool) -> _Gate:
