@@ -23,7 +23,7 @@ from benchmarks.stand import Stand
 
 from modelagent.core.events import Counts
 from modelagent.core.verdicts import Standing
-from modelagent.inputs.schema import Runtime
+from modelagent.inputs.model_schema import Runtime
 from modelagent.judges.metrics import upper_share
 from modelagent.judges.paired import normal_quantile, tango_statistic
 from modelagent.judges.probation import ProbationCriteria, judge_probation

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from modelagent.inference.frames import SourceOptions
 from modelagent.inference.rules import Rule
-from modelagent.inputs.schema import Model, Mqtt, Settings, Source
-from modelagent.inputs.schema import Rule as RuleSettings
+from modelagent.inputs.model_schema import Model, Source
+from modelagent.inputs.model_schema import Rule as RuleSettings
+from modelagent.inputs.schema import Mqtt, Settings
 
 WORKER = (sys.executable, "-m", "modelagent.inference.worker")
 

@@ -22,7 +22,8 @@ from pydantic import BaseModel, ValidationError
 
 from modelagent.durable import write_atomic
 from modelagent.errors import UsageError
-from modelagent.inputs.fields import parse_duration
+from modelagent.inputs.fields import Section, parse_duration
+from modelagent.inputs.model_schema import Model, Probation, Results, Rule, Runtime, Shadow, Source
 from modelagent.inputs.schema import (
     ActivateConditions,
     CanaryConditions,
@@ -32,19 +33,11 @@ from modelagent.inputs.schema import (
     Device,
     Limits,
     Log,
-    Model,
     Mqtt,
     Paths,
     Policy,
-    Probation,
     Repository,
-    Results,
-    Rule,
-    Runtime,
-    Section,
     Settings,
-    Shadow,
-    Source,
     Tls,
 )
 

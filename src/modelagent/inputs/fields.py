@@ -1,6 +1,7 @@
 """The kinds of values that settings are made of: names, paths, durations, windows, addresses, with what is allowed.
 
-This file knows one value at a time. It does not know sections or their meaning: `schema.py` puts these together.
+This file knows one value at a time, and what every table has in common. It does not know the tables or their meaning:
+`schema.py` and `model_schema.py` put these together.
 
     parse_duration("1h30m")      # 5400.0 seconds
     AbsolutePath                 # "/var/lib/x", and nothing that does not start with /
@@ -16,11 +17,7 @@ from typing import Annotated, Final
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from modelagent.errors import UsageError
 
@@ -30,6 +27,12 @@ _DURATION: Final = "seconds as a number, or a text such as 250ms, 30s, 1h30m, 6h
 _DAY: Final = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
 _CLOCK: Final = r"(?:[01]\d|2[0-3]):[0-5]\d"
 _WINDOW: Final = re.compile(rf"(?:(?:{_DAY}(?:-{_DAY})?)(?:,{_DAY}(?:-{_DAY})?)* )?{_CLOCK}-(?:{_CLOCK}|24:00)")
+
+
+class Section(BaseModel):
+    """Base of every table: nothing unknown, nothing converted, nothing changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
 
 def parse_duration(value: object) -> float:

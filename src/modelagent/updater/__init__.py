@@ -38,9 +38,9 @@ from modelagent.inputs.health import Poller, reader
 from modelagent.inputs.labels import collect, spool, sweep
 from modelagent.inputs.latency import RecentLatency
 from modelagent.inputs.ledger import Ledger
+from modelagent.inputs.model_schema import Runtime
 from modelagent.inputs.mqtt import Session
 from modelagent.inputs.networkmanager import Metered
-from modelagent.inputs.schema import Runtime
 from modelagent.notify import notify
 from modelagent.policies import Facts
 from modelagent.sinks import Sink, Sinks
