@@ -206,7 +206,8 @@ def _postprocess(options: dict[str, Any]) -> dict[str, Any]:
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     result = dict(below)
     for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        # A table with a kind stands for itself: what was assumed of another kind is nonsense in it.
+        both = isinstance(value, dict) and isinstance(result.get(key), dict) and "kind" not in value
         result[key] = _merged(result[key], value) if both else value
     return result
 
