@@ -347,7 +347,7 @@ back_off = "1s"
 host = "127.0.0.1"
 port = {demo.broker_port}
 [models.{MODEL}.source]
-queue = 400
+queue = 1000
 [models.{MODEL}.results]
 jsonl = true
 [models.{MODEL}.shadow]
