@@ -237,6 +237,29 @@ def test_status_shows_what_health_says_and_never_the_link(config: Path, updater:
     assert document["updater"] == {"answers": True, "reason": ""}
 
 
+def test_status_shows_a_doubted_clock_and_whatever_else_is_unusual_on_the_way_to_the_repository(
+    config: Path, updater: Updater
+) -> None:
+    way = {
+        "clock": {"believed": False, "reason": "the clock stands before the newest signed time"},
+        "set_aside": {"http://mirror": "tampered-file"},
+        "attached": ["/media/stick/digits.modelagent"],
+        "budget_left": 2.5e6,
+    }
+    note = "the repository's timestamp signature ends soon"
+    updater.result = {
+        "repository": way,
+        "models": {"digits": {**SAID, "check": {**SAID["check"], "notes": [note]}}},  # type: ignore[dict-item]
+    }
+    write_health(config, "digits")
+    lines = call(config, "status", "-m", "digits").stdout.splitlines()
+    assert "clock: the clock stands before the newest signed time" in lines
+    assert "source set aside: http://mirror (tampered-file); asked last for a week" in lines
+    assert "bundle attached: /media/stick/digits.modelagent" in lines
+    assert "downloads: 2.5 MB left today" in lines
+    assert any(line.split(maxsplit=1) == ["repository", note] for line in lines)
+
+
 def test_status_of_all_models_and_an_alarm_is_unhealthy(config: Path, updater: Updater) -> None:
     updater.result = {"models": {"digits": SAID, "gauge": {**SAID, "alarms": ["drift: class mix"]}}}
     write_health(config, "digits")

@@ -159,6 +159,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     broker = document.get("broker")
     if broker and (broker["problem"] or not broker["connected"]):
         yield coloured(f"broker: {'' if broker['connected'] else 'not '}connected: {broker['problem']}", "warning")
+    yield from _way(document.get("repository") or {})
     for name, entry in document["models"].items():
         yield ""
         yield click.style(name, bold=True)
