@@ -169,3 +169,23 @@ def test_a_bad_edit_after_a_good_start_keeps_the_last_good_settings(box: Path) -
         finally:
             os.kill(process.pid, signal.SIGTERM)
             process.wait(20)
+
+
+def test_what_comes_from_outside_cannot_forge_a_line_of_the_log(box: Path) -> None:
+    """The name of a file in conf.d is anybody's who may write there; the log shows it, on one line."""
+    config, said = box / "etc" / "modelagent.toml", box / "said"
+    with said.open("wb") as output:
+        arguments = [sys.executable, "-m", "modelagent", "--config", str(config), "run", "updater"]
+        process = subprocess.Popen(arguments, env=ENVIRONMENT, stderr=output)
+        try:
+            wait_for((box / "run" / "control.sock").exists)
+            (box / "etc" / "conf.d").mkdir(exist_ok=True)
+            (box / "etc" / "conf.d" / "a\nforged line\x1b[2J.toml").write_text("[nonsense]\n")
+            wait_for(lambda: "forged line" in said.read_text())
+        finally:
+            os.kill(process.pid, signal.SIGTERM)
+            process.wait(20)
+    lines = said.read_text().splitlines()
+    assert any("a\\nforged line\\x1b[2J.toml" in line for line in lines)
+    assert not any(line.startswith("forged") for line in lines)
+    assert all(" updater: " in line for line in lines)

@@ -7,15 +7,16 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from modelagent.inputs import schema
+from modelagent.inputs import fields, model_schema, schema
+from modelagent.inputs.fields import Section
 
 SOURCE = Path(schema.__file__).resolve().parents[1]
-DECLARED = {SOURCE / "inputs" / "schema.py", SOURCE / "inputs" / "fields.py"}
+DECLARED = {Path(module.__file__).resolve() for module in (schema, model_schema, fields)}
 
 
 def sections() -> Iterator[type[pydantic.BaseModel]]:
-    for thing in vars(schema).values():
-        if isinstance(thing, type) and issubclass(thing, schema.Section) and thing is not schema.Section:
+    for thing in {**vars(model_schema), **vars(schema)}.values():
+        if isinstance(thing, type) and issubclass(thing, Section) and thing is not Section:
             yield thing
 
 

@@ -30,34 +30,34 @@ def _root_restored() -> Iterator[None]:
 @pytest.mark.parametrize(("level", "prefix"), [("info", "<6>"), ("warning", "<4>"), ("alarm", "<2>"), ("odd", "<6>")])
 def test_the_journal_gets_priorities(level: str, prefix: str) -> None:
     stream = io.StringIO()
-    configure("info", stream, journal=True)
+    configure("info", "updater", stream, journal=True)
     LogSink().send("digits", AT, [Note("drift", "the input changed", level=level)])
     assert stream.getvalue() == f"{prefix}digits: drift: the input changed\n"
 
 
 def test_a_person_gets_time_level_and_facts() -> None:
     stream = io.StringIO()
-    configure("info", stream)
+    configure("info", "updater", stream)
     LogSink().send("digits", AT, [NOTE])
     stamp, level, rest = stream.getvalue().split(maxsplit=2)
     assert stamp.endswith("Z")
     assert level == "info"
-    assert rest == "digits: activated: 1.1.0 runs (version=1.1.0 phase=Probation gap_ms=[1, 2])\n"
+    assert rest == "updater: digits: activated: 1.1.0 runs (version=1.1.0 phase=Probation gap_ms=[1, 2])\n"
 
 
 def test_the_level_is_kept_and_may_be_changed() -> None:
     stream = io.StringIO()
-    configure("warning", stream)
+    configure("warning", "updater", stream)
     LogSink().send("digits", AT, [NOTE])
     assert stream.getvalue() == ""
-    configure("info", stream)
+    configure("info", "updater", stream)
     LogSink().send("digits", AT, [NOTE])
     assert len(stream.getvalue().splitlines()) == 1
 
 
 def test_a_message_from_outside_cannot_forge_a_line() -> None:
     stream = io.StringIO()
-    configure("info", stream, journal=True)
+    configure("info", "updater", stream, journal=True)
     logging.getLogger("x").warning("asked by %s", "me\n<2>all is lost\x1b[2J")
     assert stream.getvalue() == "<4>asked by me\\n<2>all is lost\\x1b[2J\n"
     assert escape("grüße \ud800") == "grüße \\ud800"
@@ -65,7 +65,7 @@ def test_a_message_from_outside_cannot_forge_a_line() -> None:
 
 def test_every_line_of_a_traceback_has_its_priority() -> None:
     stream = io.StringIO()
-    configure("info", stream, journal=True)
+    configure("info", "updater", stream, journal=True)
     try:
         raise ValueError("two\nlines")
     except ValueError:
@@ -99,7 +99,7 @@ def test_a_failing_sink_is_counted_and_hurts_nobody() -> None:
             self.notes += notes
 
     kept = Kept()
-    configure("error", sys.stderr)
+    configure("error", "updater", sys.stderr)
     sinks = Sinks([Broken(), kept])
     sinks.send("digits", AT, [NOTE])
     sinks.send("digits", AT, [NOTE])

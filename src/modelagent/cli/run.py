@@ -20,11 +20,10 @@ from typing import Final
 import click
 
 from modelagent.cli import EXIT_CODES, Frame
+from modelagent.sinks.log import configure
 
 ROLES: Final = ("inference", "updater")
 _log = logging.getLogger("modelagent")
-# sd-daemon(3): a priority in angle brackets before the text, when the journal reads our standard error
-_PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 
 @click.command(epilog=EXIT_CODES)
@@ -53,7 +52,7 @@ def _supervise(config: Path) -> int:
     from modelagent.supervisor import supervise  # noqa: PLC0415 - the same
 
     # With a bad file each child goes on with what it remembers; where nothing is remembered none is started.
-    _set_up_log(load_or_recall(config, _own_directory("updater", config)).settings.log.level, "supervisor")
+    configure(load_or_recall(config, _own_directory("updater", config)).settings.log.level, "supervisor")
     program = [sys.executable, "-m", "modelagent", "--config", str(config), "run"]
     return supervise({role: [*program, role] for role in ROLES}, log=_log.info)
 
@@ -64,7 +63,7 @@ def _run(role: str, config: Path) -> int:
     own = _own_directory(role, config)
     loaded = load_or_recall(config, own)
     settings = loaded.settings
-    _set_up_log(settings.log.level, role)
+    configure(settings.log.level, role)
     if loaded.problem:
         _log.error("the settings are bad, going on with the last good ones: %s", loaded.problem)
     elif role != "metrics":  # which writes nothing, and has inference's memory to fall back on
@@ -107,27 +106,3 @@ def _own_directory(role: str, config: Path) -> Path:
     except (OSError, ValueError, AttributeError):
         found = default
     return Path(found) if isinstance(found, str) and found.startswith("/") else Path(default)
-
-
-class _Lines(logging.Formatter):
-    """One line a record: for the journal with its priority, else with the time and the process's part."""
-
-    def __init__(self, part: str, *, journal: bool) -> None:
-        super().__init__("%(message)s" if journal else f"%(asctime)s {part}: %(message)s", "%H:%M:%S")
-        self._journal = journal
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        if not self._journal:
-            return text
-        priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
-        return "\n".join(f"<{priority}>{line}" for line in text.splitlines())
-
-
-def _set_up_log(level: str, part: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines(part, journal="JOURNAL_STREAM" in os.environ))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Libraries speak when something is wrong; their every request is no news.
-    for library in ("urllib3", "tuf", "paho", "watchdog"):
-        logging.getLogger(library).setLevel(logging.WARNING)

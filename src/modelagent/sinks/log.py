@@ -1,9 +1,9 @@
 """The log: notes as lines on standard error, for the journal or for a person.
 
 This file knows the two line formats. It does not know who logs. The journal gets sd-daemon(3) priorities and no time
-stamp (it has its own); a terminal gets a time stamp and the level as a word.
+stamp (it has its own); a terminal gets a time stamp, the level as a word and the process's part.
 
-    configure("info")                                   # once, at the start of a process
+    configure("info", "updater")                        # once, at the start of a process
     LogSink().send("digits", at, notes)                 # <6>digits: activated 1.1.0 (phase=Probation origin=cli)
 
 Text that came from outside cannot begin a line of its own: control characters are shown as escapes.
@@ -27,8 +27,9 @@ _log = logging.getLogger("modelagent")
 class LineFormatter(logging.Formatter):
     """One record, one line (a traceback keeps its lines, each with its prefix)."""
 
-    def __init__(self, *, journal: bool) -> None:
+    def __init__(self, part: str, *, journal: bool) -> None:
         super().__init__()
+        self._part = part
         self._journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
@@ -44,7 +45,7 @@ class LineFormatter(logging.Formatter):
             priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
             return f"<{priority}>"
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
-        return f"{stamp} {record.levelname.lower():8} "
+        return f"{stamp} {record.levelname.lower():8} {self._part}: "
 
 
 class LogSink:
@@ -62,18 +63,22 @@ class LogSink:
             _log.log(level, "%s: %s: %s%s", model or "device", note.kind, note.text, f" ({tail})" if tail else "")
 
 
-def configure(level: str, stream: TextIO | None = None, *, journal: bool | None = None) -> None:
+def configure(level: str, part: str, stream: TextIO | None = None, *, journal: bool | None = None) -> None:
     """Send the log of this process to `stream` (standard error), from `level` on.
 
-    `journal` None: found out. Calling it again replaces what it did before.
+    `part` tells lines of several processes apart; the journal knows the unit. `journal` None: found out. Calling it
+    again replaces what it did before.
     """
     stream = stream or sys.stderr
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(LineFormatter(journal=is_journal(stream) if journal is None else journal))
+    handler.setFormatter(LineFormatter(part, journal=is_journal(stream) if journal is None else journal))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.raiseExceptions = False  # a full disk under the log must not print about itself
+    # Libraries speak when something is wrong; their every request is no news.
+    for library in ("urllib3", "tuf", "paho", "watchdog"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def is_journal(stream: TextIO) -> bool:
