@@ -90,6 +90,17 @@ def test_no_link_means_idle_with_the_reason_and_frames_wait(tmp_path: Path) -> N
         assert rig.health()["link"] is None
 
 
+def test_after_a_stop_health_says_stopped(tmp_path: Path) -> None:
+    with Rig(tmp_path) as rig:
+        only = rig.slot("digits-1.0.0.tflite", confirmed=True)
+        rig.link("current", only)
+        rig.frames(rig.scans())
+        rig.start(fps=50.0)
+        rig.wait(lambda: rig.running() == only)
+        assert rig.stop() == 0
+        assert (rig.health()["idle"], rig.health()["running"]) == ("stopped", None)
+
+
 @pytest.mark.parametrize(
     ("model", "flip", "code"),
     [("digits-1.1.0.tflite", True, "hash"), ("hostile/crash_on_load.tflite", False, "crash")],

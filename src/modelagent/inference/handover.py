@@ -95,6 +95,7 @@ class Handover:
         self._failures = 0
         self._not_before = 0.0
         self._swaps = Swaps()
+        self._closed = False
         self._renewal: Load | None = None  # of what serves, because its worker is worn out
 
     # -- what others may ask ---------------------------------------------------------------------------------------
@@ -115,6 +116,8 @@ class Handover:
         """Why nothing runs, or empty."""
         if self.running is not None:
             return ""
+        if self._closed:
+            return "stopped"
         if self.links.current is None:
             return "no model yet: the updater has activated none"
         if self.refused is not None and self._load is None:
@@ -181,6 +184,7 @@ class Handover:
 
     def close(self) -> None:
         """End every worker; the serving thread has stopped."""
+        self._closed = True
         self._cancel()
         self._shadows.drop()
         origin = self._trial.origin if self._trial is not None else None

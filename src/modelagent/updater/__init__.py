@@ -34,7 +34,7 @@ from modelagent.inputs.config import Settings
 from modelagent.inputs.control import ControlServer
 from modelagent.inputs.device import Device, reaches_out
 from modelagent.inputs.edits import Edits, changed_keys, wishes
-from modelagent.inputs.health import Poller, reader
+from modelagent.inputs.health import Poller, queue_fill, reader, running_of
 from modelagent.inputs.labels import collect, spool, sweep
 from modelagent.inputs.latency import RecentLatency
 from modelagent.inputs.ledger import Ledger
@@ -300,13 +300,10 @@ class Updater:
                 )
             )
         reading = self.driver.readings.get(model)
-        source = ((reading.document if reading else None) or {}).get("source") or {}
-        capacity = source.get("capacity")
-        fill = source.get("queue", 0) / capacity if capacity else None
         facts = replace(
             known,
             at=at,
-            queue_fill=fill,
+            queue_fill=queue_fill(reading.document if reading else None),
             budget_left=self.acquirer.left(),
             rate_bps=self.acquirer.rate(),
             p95_ms=self._latency[model].p95_ms(reading.document if reading else None, at.mono),
@@ -454,7 +451,7 @@ class Updater:
         for name, state in self.driver.states.items():
             told = describe(state)
             reading = self.driver.readings.get(name)
-            running = ((reading.document or {}).get("running") or {}) if reading else {}
+            running = running_of(reading.document if reading else None)
             models[name] = {
                 "running": {"version": running.get("version"), "digest": running.get("digest")} if running else None,
                 "phase": told["phase"],
