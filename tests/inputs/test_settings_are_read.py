@@ -7,11 +7,11 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from modelagent.inputs import fields, model_schema, schema
+from modelagent.inputs import model_schema, schema
 from modelagent.inputs.fields import Section
 
 SOURCE = Path(schema.__file__).resolve().parents[1]
-DECLARED = {Path(module.__file__).resolve() for module in (schema, model_schema, fields)}
+DECLARED = {SOURCE / "inputs" / f"{name}.py" for name in ("schema", "model_schema", "fields")}
 
 
 def sections() -> Iterator[type[pydantic.BaseModel]]:
