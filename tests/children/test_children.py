@@ -219,6 +219,47 @@ def test_every_thread_gets_its_priority_back(started: list[Child]) -> None:
     assert started[0].said() == "True"
 
 
+def test_the_lowest_priority_gives_way_at_once_and_is_left_for_good(started: list[Child]) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {SOURCE!r})\n"
+        "import os\nfrom modelagent.children import limit_self, raise_priority\n"
+        "limit_self(nice=19)\nbefore = os.sched_getscheduler(0)\nraised = raise_priority(0)\n"
+        "free = os.getpriority(os.PRIO_PROCESS, 0) == 0\n"
+        "print(before == os.SCHED_IDLE, raised == (0 if free else 19), (os.sched_getscheduler(0) == 0) == free)\n"
+    )
+    started.append(spawn(python(code), capture=4096))
+    assert started[0].wait(10.0) == 0
+    assert started[0].said() == "True True True"
+
+
+def test_one_that_gets_no_turn_is_lifted(started: list[Child]) -> None:
+    child = spawn(python("import time; time.sleep(60)"))
+    started.append(child)
+    child.confine(Limits())
+    assert os.sched_getscheduler(child.pid) == os.SCHED_IDLE
+    child.lift()
+    assert os.getpriority(os.PRIO_PROCESS, child.pid) == 19
+    if os.geteuid() == 0:
+        assert os.sched_getscheduler(child.pid) == os.SCHED_OTHER
+    child.kill()
+    child.wait(5.0)
+    child.lift()  # too late is no error
+    children.sink(child.pid)
+
+
+def test_a_child_leads_its_group_and_stays_in_our_session(started: list[Child]) -> None:
+    started.append(spawn(python("import time; time.sleep(60)")))
+    assert os.getpgid(started[0].pid) == started[0].pid
+    assert os.getsid(started[0].pid) == os.getsid(0), "a session of its own would be a scheduling group of its own"
+
+
+def test_a_short_slice_is_asked_for_where_the_machine_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(children.hurry(), bool)
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    monkeypatch.setattr("platform.machine", lambda: "pdp11")
+    assert children.hurry() is False
+
+
 def test_starting_is_quick(started: list[Child]) -> None:
     times = []
     for _ in range(5):

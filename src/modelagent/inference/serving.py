@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from modelagent.children import hurry
 from modelagent.inference.buffer import FrameBuffer
 from modelagent.inference.decisions import FrameError
 from modelagent.inference.exchange import NOT_FINITE, OK, Reply
@@ -141,6 +142,7 @@ class Server:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        hurry()
         while True:
             self.beat = time.monotonic()
             if self._hand is not None:
