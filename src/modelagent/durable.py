@@ -67,8 +67,8 @@ def device_errors(action: str) -> Iterator[None]:
         yield
     except OSError as error:
         code, remedy = _REMEDIES.get(error.errno or 0, _NO_REMEDY)
-        where = f" {error.filename}" if error.filename else ""
-        raise DeviceError(f"{action}:{where}: {error.strerror or error}; {remedy}", code=code) from error
+        where = f": {error.filename}" if error.filename else ""
+        raise DeviceError(f"{action}{where}: {error.strerror or error}; {remedy}", code=code) from error
 
 
 def is_directory(path: Path) -> bool:
