@@ -39,9 +39,9 @@ def check_suitable(
     what = f"{found.model} {found.version}"
     if found.delegate != CPU:
         if library is None or delegate not in ("", found.delegate):
-            have = CPU if library is None else f"{CPU}, {delegate}"
+            here = CPU if library is None else f"{CPU}, {delegate}"
             raise ModelError(
-                f"{what}: needs the delegate {found.delegate}, found {have}; publish it for one of those, or name the "
+                f"{what}: needs the delegate {found.delegate}, found {here}; publish it for one of those, or name the "
                 "delegate's library as runtime.delegate",
                 code="wrong-delegate",
             )
