@@ -16,6 +16,7 @@ import errno
 import os
 import re
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,8 @@ _NO_REMEDY: Final = ("io", "see `dmesg`: the storage may be failing")
 # Called with (operation, path) immediately before each system call that changes the disk. Tests replace it to
 # kill, fail or count; in production it does nothing. One place, so that no write can be forgotten.
 _hook: Callable[[str, str], None] | None = None
+_waste: Final[set[Path]] = set()  # temporary files that have to go, and could not yet
+_waste_guard: Final = threading.Lock()
 
 
 class LinkId(NamedTuple):
@@ -135,6 +138,8 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o640, durable: bool = 
             a power cut (right for health, wrong for state).
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _waste_guard:
+        _waste.discard(temporary)
     if os.path.lexists(temporary):
         unlink(temporary)
     try:
@@ -150,12 +155,13 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o640, durable: bool = 
         point("rename", path)
         temporary.replace(path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            if os.path.lexists(temporary):
-                unlink(temporary)
+        with _waste_guard:
+            _waste.add(temporary)
+        tidy()
         raise
     if durable:
         sync_directory(path.parent)
+    tidy()
 
 
 def append(path: Path, data: bytes, *, mode: int = 0o640, sync: bool = True) -> None:
@@ -181,6 +187,7 @@ def append(path: Path, data: bytes, *, mode: int = 0o640, sync: bool = True) -> 
         os.close(fd)
     if sync and before == 0:
         sync_directory(path.parent)
+    tidy()
 
 
 def overwrite(path: Path, offset: int, data: bytes, *, sync: bool = True) -> None:
@@ -198,6 +205,7 @@ def overwrite(path: Path, offset: int, data: bytes, *, sync: bool = True) -> Non
             os.fsync(fd)
     finally:
         os.close(fd)
+    tidy()
 
 
 def truncate(path: Path, length: int) -> None:
@@ -291,6 +299,20 @@ def sweep(directory: Path) -> None:
         if _TEMPORARY.fullmatch(path.name):
             with contextlib.suppress(OSError):
                 unlink(path)
+
+
+def tidy() -> None:
+    """Remove temporary files of writes that failed in this process; what the disk does not let go of stays for later.
+
+    Every write tries it, and whoever may not write for hours calls it now and then.
+    """
+    if _waste:
+        with _waste_guard:
+            for path in tuple(_waste):
+                with contextlib.suppress(OSError):
+                    if os.path.lexists(path):
+                        unlink(path)
+                    _waste.discard(path)
 
 
 def unlink(path: Path) -> None:

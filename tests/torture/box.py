@@ -25,12 +25,14 @@ from typing import Final
 from modelagent.core.state import State
 from modelagent.errors import AgentError
 from modelagent.steps.journal import Journal
+from torture.checks import leftovers
 from torture.device import Plan, Point, serve
 from torture.world import MODEL, Chapter, Player, World
 
 PATIENCE_S: Final = 30.0  # to the chapter's end; a quiet machine takes less than one
 BEAT_S: Final = 0.01
 AGAIN_S: Final = 2.0  # after which whoever gave a command without success gives it again
+TIDY_S: Final = 2.0  # at rest, after which nothing is left of writes that failed
 MOST_ENDS: Final = 20  # of processes in one chapter; more would be a circle
 
 
@@ -171,6 +173,10 @@ class Box:
             return how
         end = time.monotonic() + linger
         while time.monotonic() < end and not self._fired():
+            if how := self.tend(chapter, self.ended, limit, meanwhile):
+                return how
+        end = time.monotonic() + TIDY_S
+        while time.monotonic() < end and any(leftovers(self.world.state_dir)):
             if how := self.tend(chapter, self.ended, limit, meanwhile):
                 return how
         how = self.stop()

@@ -295,6 +295,7 @@ def main() -> int:
         disks.keep_mounts_private()
     memory = Path("/dev/shm")
     place = Path(tempfile.mkdtemp(prefix="mt-", dir=memory if os.access(memory, os.W_OK) else None))
+    tempfile.tempdir = str(place)  # thousands of small files that are synced: not on a real disk
     results: dict[str, Counts] = {}
     try:
         campaign = Campaign(options, place)

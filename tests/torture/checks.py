@@ -62,12 +62,13 @@ def end_problems(world: World, chapter: Chapter, before: bytes) -> list[str]:
     """Everything that must hold once the chapter is over; `before` is the history with which it began."""
     return [
         *disk_problems(world, (chapter.runs,)),
-        *(f"left over: {name}" for name in _leftovers(world.state_dir)),
+        *(f"left over: {name}" for name in leftovers(world.state_dir)),
         *_history_problems(world, chapter, before),
     ]
 
 
-def _leftovers(state_dir: Path) -> Iterator[str]:
+def leftovers(state_dir: Path) -> Iterator[str]:
+    """What should not be there once the machine is at rest."""
     for path in sorted(state_dir.rglob("*")):
         name = str(path.relative_to(state_dir))
         if path.name.startswith(".") and name not in _MAY_STAY:

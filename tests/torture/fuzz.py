@@ -7,6 +7,7 @@ Hypothesis draws them and makes what fails small. A parser that takes longer tha
 """
 
 import contextlib
+import copy
 import functools
 import io
 import json
@@ -17,8 +18,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -39,22 +39,10 @@ from modelagent.inputs.control import ControlServer
 from modelagent.sources.archive import ArchiveSource
 from modelagent.steps import channel
 from repository_simulator import make_canary, make_manifest
+from torture.foreign import MORE
+from torture.parser import SLOW_S, Parser, Take, reading, taking
 
-SLOW_S: Final = 5.0
 BATCH: Final = 50
-Take = Callable[[bytes], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Parser:
-    """One parser: true inputs to start from, words that matter to it, and how it is given bytes.
-
-    `open` yields the function that takes one input and raises nothing but programmer errors.
-    """
-
-    seeds: Callable[[], list[bytes]]
-    open: Callable[[], contextlib.AbstractContextManager[Take]]
-    words: tuple[bytes, ...] = (b"null", b"NaN", b"1e999", b"-1", b"[[", b"{", b'"', b"\\ud800", b"\0", b"\xff", b"..")
 
 
 def run(parser: Parser, inputs: int, seed: int) -> tuple[int, str]:
@@ -143,7 +131,7 @@ def _replaced(chance: Random, document: Any) -> bytes:
                 case 1 if isinstance(here, dict):
                     here[chance.choice(("", "x", "schema", "\u00e9"))] = here.pop(key)
                 case _:
-                    here[key] = chance.choice(_SCALARS)
+                    here[key] = copy.deepcopy(chance.choice(_SCALARS))  # or they would grow into each other
             break
     return json.dumps(document).encode("utf-8", "surrogatepass")
 
@@ -165,35 +153,6 @@ def _inputs(seeds: list[bytes], words: tuple[bytes, ...]) -> st.SearchStrategy[l
         return [made(chance) for _ in range(BATCH)]
 
     return st.integers(0, 2**64).map(batch) | st.lists(st.binary(max_size=300), min_size=BATCH // 5, max_size=BATCH)
-
-
-def _plain(call: Callable[[bytes], object], *refusals: type[AgentError]) -> Callable[[], Any]:
-    """A parser that is a function of bytes; `refusals` are what it may raise."""
-
-    @contextlib.contextmanager
-    def opened() -> Iterator[Take]:
-        def take(data: bytes) -> None:
-            with contextlib.suppress(*refusals):
-                call(data)
-
-        yield take
-
-    return opened
-
-
-@contextlib.contextmanager
-def _file(call: Callable[[Path], object], name: str, *refusals: type[AgentError]) -> Iterator[Take]:
-    """A parser that reads a file."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / name
-
-        def take(data: bytes) -> None:
-            path.unlink(missing_ok=True)  # another inode: what was read of the one before is not believed
-            path.write_bytes(data)
-            with contextlib.suppress(*refusals):
-                call(path)
-
-        yield take
 
 
 # -- the parsers ----------------------------------------------------------------------------------------------------
@@ -355,15 +314,20 @@ _NEAR_ZIP: Final = (
     b"(-1,",
 )
 PARSERS: Final[dict[str, Parser]] = {
-    "manifest": Parser(_manifests, _plain(manifest.parse, ModelError)),
-    "channel": Parser(_channels, _plain(channel.parse, TrustError)),
-    "delta": Parser(_deltas, _plain(_rebuild, AgentError), (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x80\x80\x80\x80")),
-    "bundle": Parser(_bundles, lambda: _file(_read_bundle, "b", AgentError), (b"77777777777", b"\x80\xff", b"x", b"L")),
-    "command": Parser(_commands, _plain(lambda data: parse_request(data, origin="mqtt", limit=65536), RequestError)),
-    "config": Parser(
-        _settings_files, lambda: _file(config.load, "modelagent.toml", UsageError), (b"[", b"=", b'"""', b"1e99", b"\n")
+    "manifest": Parser(_manifests, taking(manifest.parse, ModelError)),
+    "channel": Parser(_channels, taking(channel.parse, TrustError)),
+    "delta": Parser(_deltas, taking(_rebuild, AgentError), (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x80\x80\x80\x80")),
+    "bundle": Parser(
+        _bundles, lambda: reading(_read_bundle, "b", AgentError), (b"77777777777", b"\x80\xff", b"x", b"L")
     ),
-    "canary": Parser(_sample_sets, lambda: _file(_read_samples, "canary.npz", ModelError), _NEAR_ZIP),
+    "command": Parser(_commands, taking(lambda data: parse_request(data, origin="mqtt", limit=65536), RequestError)),
+    "config": Parser(
+        _settings_files,
+        lambda: reading(config.load, "modelagent.toml", UsageError),
+        (b"[", b"=", b'"""', b"1e99", b"\n"),
+    ),
+    "canary": Parser(_sample_sets, lambda: reading(_read_samples, "canary.npz", ModelError), _NEAR_ZIP),
     "control": Parser(_commands, _control),
+    **MORE,
 }
 assert zipfile.is_zipfile(io.BytesIO(_sample_sets()[0]))

@@ -10,7 +10,8 @@ import pytest
 
 from modelagent.errors import ModelError
 from modelagent.inference.samples import Samples
-from torture.fuzz import PARSERS, Parser, run
+from torture.fuzz import PARSERS, run
+from torture.parser import Parser
 
 
 @pytest.mark.parametrize("parser", PARSERS.values(), ids=PARSERS)

@@ -17,6 +17,7 @@ import contextlib
 import lzma
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -35,7 +36,7 @@ _MAX_SAMPLES: Final = 10**7
 # stands for an encrypted member and for a compression that nobody knows.
 _DAMAGE: Final = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, OverflowError),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError),
 )
 
 

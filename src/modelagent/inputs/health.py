@@ -12,7 +12,7 @@ others, from frames without results. Freshness is judged by `seq` alone, never b
 """
 
 import json
-import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ MAX_BYTES: Final = 4 * 1024 * 1024
 _AT_ONCE: Final = 64 * 1024
 STALE_S: Final = 10.0  # ten times the interval at which inference writes
 HARD: Final = ("crash", "hang", "not-finite")  # the model file's own doing, wherever it runs
+_MOST: Final = 2**53  # no count grows so far, and beyond it arithmetic fails
+_HALVES: Final = re.compile("[\ud800-\udfff]")  # JSON can say half a character; UTF-8, in which we write, cannot
 _PAIRS: Final = ("both_right", "only_new", "only_old", "both_wrong", "slower_new", "slower_old")
 
 
@@ -63,6 +65,20 @@ def read(document: object, boot_id: str) -> Reading:
     except _Doubt as doubt:
         return Reading(reason=str(doubt))
     return Reading(events=tuple(events), mark=mark, document=record)
+
+
+def queue_fill(document: Mapping[str, Any] | None) -> float | None:
+    """How full the frames' queue is, from 0 to 1; None where the record does not say so."""
+    source = (document or {}).get("source")
+    queue, capacity = (source.get("queue", 0), source.get("capacity")) if isinstance(source, dict) else (0, None)
+    whole = all(isinstance(number, int) and 0 <= number < _MOST for number in (queue, capacity))
+    return min(1.0, queue / capacity) if whole and capacity else None
+
+
+def running_of(document: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What the record says of the version that runs; empty where nothing does."""
+    running = (document or {}).get("running")
+    return running if isinstance(running, dict) else {}
 
 
 class Poller:
@@ -218,8 +234,8 @@ def _confidence(value: object) -> tuple[int, int]:
     number = total = 0
     below = 0.0
     for bound, count in zip([*bounds, 1.0], counts, strict=False):
-        good = isinstance(bound, int | float) and not isinstance(bound, bool) and math.isfinite(bound)
-        if not good or not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        good = isinstance(bound, int | float) and not isinstance(bound, bool) and -_MOST < bound < _MOST
+        if not good or not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < _MOST:
             raise _Doubt(f"confidence: found {_show(bound)} and {_show(count)}, expected a bound and a count")
         middle = min(1.0, max(0.0, (below + bound) / 2.0))
         below = bound
@@ -232,7 +248,7 @@ def _link(value: object) -> Link | None:
     if value is None:
         return None
     found = _dict(value, "link")
-    return Link(inode=_count(found, "inode"), mtime_ns=_count(found, "mtime_ns"))
+    return Link(inode=_count(found, "inode", most=2**64), mtime_ns=_count(found, "mtime_ns", most=2**63))
 
 
 def _dict(value: object, where: str) -> Mapping[str, Any]:
@@ -243,7 +259,7 @@ def _dict(value: object, where: str) -> Mapping[str, Any]:
 
 def _text(record: Mapping[str, Any], key: str) -> str:
     value = record.get(key)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or _HALVES.search(value):
         raise _Doubt(f"{key}: found {_show(value)}, expected a text")
     return value
 
@@ -255,22 +271,24 @@ def _flag(record: Mapping[str, Any], key: str) -> bool:
     return value
 
 
-def _count(record: Mapping[str, Any], key: str, default: int | None = None) -> int:
+def _count(record: Mapping[str, Any], key: str, default: int | None = None, most: int = _MOST) -> int:
     value = record.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < most:
         raise _Doubt(f"{key}: found {_show(value)}, expected a whole number from 0")
     return value
 
 
 def _seconds(record: Mapping[str, Any], key: str) -> float:
     value = record.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 <= value < math.inf:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 <= value < _MOST:
         raise _Doubt(f"{key}: found {_show(value)}, expected seconds")
     return float(value)
 
 
 def _show(value: object) -> str:
-    # Containers by kind only: their text may be megabytes long, or too deep to print.
+    # Containers by kind only: their text may be megabytes long, or too deep to print. So may a number's.
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and not -_MOST < value < _MOST:
+        return "a number without measure"
     return ascii(value)[:40]

@@ -56,6 +56,6 @@ def _histogram(document: Mapping[str, Any] | None) -> tuple[tuple[str, str], lis
         latency = (document or {})["counters"][digest]["latency_us"]
         bounds, counts = [float(bound) for bound in latency["bounds"]], tuple(int(n) for n in latency["counts"])
         epoch = str((document or {})["epoch"])
-    except (KeyError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError):
         return None
     return ((epoch, digest), bounds, counts) if len(counts) == len(bounds) + 1 else None

@@ -8,6 +8,7 @@ Counters begin anew with each start of inference, as Prometheus expects. What a 
 number by number: a scrape never fails for it.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -51,13 +52,13 @@ class _Page:
         number = _number(value)
         if number is not None:
             family = self.families.setdefault(name, GaugeMetricFamily(name, text, labels=list(labels)))
-            family.add_metric(list(labels.values()), number)  # type: ignore[attr-defined]
+            family.add_metric(_clean(labels), number)  # type: ignore[attr-defined]
 
     def counter(self, name: str, text: str, value: object, **labels: str) -> None:
         number = _number(value)
         if number is not None:
             family = self.families.setdefault(name, CounterMetricFamily(name, text, labels=list(labels)))
-            family.add_metric(list(labels.values()), number)  # type: ignore[attr-defined]
+            family.add_metric(_clean(labels), number)  # type: ignore[attr-defined]
 
     def histogram(self, name: str, text: str, document: object, scale: float, **labels: str) -> None:
         """From {"bounds", "counts", "sum"}, whose values are multiplied by `scale`."""
@@ -71,13 +72,13 @@ class _Page:
         buckets: list[tuple[str, float]] = []
         total = 0.0
         for bound, count in zip((*bounds, None), counts, strict=True):
-            total += count
+            total += float(count)
             buckets.append(("+Inf" if bound is None else f"{float(bound) * scale:.10g}", total))
         family = self.families.setdefault(name, HistogramMetricFamily(name, text, labels=list(labels)))
         # A sum of negative values is no counter, and then there must be none.
         sum_value = _number(table.get("sum"))
         sum_value = None if sum_value is None or sum_value < 0 else sum_value * scale
-        family.add_metric(list(labels.values()), buckets=buckets, sum_value=sum_value)  # type: ignore[attr-defined]
+        family.add_metric(_clean(labels), buckets=buckets, sum_value=sum_value)  # type: ignore[attr-defined]
 
     # -- the device ------------------------------------------------------------------------------------------------
 
@@ -220,4 +221,11 @@ def _table(value: object) -> Mapping[str, Any]:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, bool | int | float) else None
+    with contextlib.suppress(OverflowError):  # JSON knows integers of any length
+        return float(value) if isinstance(value, bool | int | float) else None
+    return None
+
+
+def _clean(labels: Mapping[str, str]) -> list[str]:
+    """The labels' values as UTF-8 can carry them: what others wrote may hold half a character."""
+    return [str(value).encode("utf-8", "replace").decode() for value in labels.values()]

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
+from modelagent import durable
 from modelagent.core import effects
 from modelagent.core.events import (
     CheckFailed,
@@ -224,6 +225,7 @@ class Driver:
             if phase is not Phase.IDLE:
                 gap = min(gap, _LOOK_S.get(phase, _LOOK_OTHERWISE_S))
         self._next_look = now.mono + gap
+        durable.tidy()
         for name in tuple(self._unkept):  # nothing may happen for hours that would write it
             with contextlib.suppress(AgentError):
                 self._ports[name].journal.write(self.states[name], ())

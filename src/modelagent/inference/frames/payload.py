@@ -11,8 +11,12 @@ raw bytes do, which also need `options.shape`. Sizes are checked before anything
 
 import io
 import json
+import lzma
 import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -25,6 +29,11 @@ from modelagent.inference.frames import SourceOptions
 _PIXELS: Final = 64_000_000  # of one picture: a small file may unfold into a great one
 _UNFOLD: Final = 16  # how many times its limit a packed frame may become
 _PICTURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"GIF8")
+# What the readers of archives, pictures and numbers raise for bytes that somebody has damaged, or made up.
+_DAMAGE: Final = (
+    *(ValueError, KeyError, TypeError, OSError, MemoryError, ArithmeticError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+)
 _MAX_ID: Final = 200  # characters
 PICTURE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SUFFIXES: Final = (".npy", ".npz", ".json", *PICTURE_SUFFIXES)
@@ -60,10 +69,10 @@ def read(data: bytes, options: SourceOptions) -> Payload:
         raise
     except EOFError as error:
         raise bad("cut short: the .npy ends before its last number") from error
-    except (ValueError, KeyError, TypeError, OSError, MemoryError, OverflowError, zipfile.BadZipFile) as error:
-        raise bad(f"not readable: {error}") from error
     except RecursionError as error:
         raise bad("JSON that is nested too deeply") from error
+    except _DAMAGE as error:
+        raise bad(f"not readable: {error}") from error
 
 
 def read_npy(data: memoryview) -> tuple[npt.NDArray[Any], int]:
@@ -82,6 +91,8 @@ def read_npy(data: memoryview) -> tuple[npt.NDArray[Any], int]:
         if "EOF" in str(error) and len(data) < 1 << 16:
             raise EOFError from error
         raise
+    except tokenize.TokenError as error:  # numpy reads the header of old files as a Python expression
+        raise ValueError("its header cannot be read") from error
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
     length = math.prod(shape) * dtype.itemsize
@@ -133,7 +144,8 @@ def _json(data: bytes, options: SourceOptions) -> Payload:
             raise bad('{"inputs": ...} that is no list')
     arrays = []
     for item in inputs:
-        array = np.asarray(item, dtype=options.dtype)
+        with np.errstate(over="raise", invalid="raise"):  # a number that is none in this dtype is no frame
+            array = np.asarray(item, dtype=options.dtype)
         if options.shape and len(inputs) == 1 and array.size == math.prod(options.shape):
             array = array.reshape(options.shape)
         arrays.append(array)
