@@ -380,7 +380,7 @@ class SlotStore:
         fit: dict[str, set[str | None]] = {
             ".current.next": {*keep},
             ".fallback.next": {*keep, *self._linked()},
-            ".shadow.next": {*keep, *self._linked()},
+            ".shadow.next": set(),  # made and renamed in one step: what stands there is left of one that failed
             ".current.revert": {self._named("fallback")},
         }
         for entry in entries(self.root):
