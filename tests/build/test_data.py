@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from modelagent.build import data
 from modelagent.build.data import Samples
@@ -67,6 +68,24 @@ def test_class_folders(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no sample"):
         data.read(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 3), ("1", 1), ("P", 3)])
+def test_class_folders_of_pictures(tmp_path: Path, mode: str, channels: int) -> None:
+    for name, value in (("cat", 0), ("dog", 255)):
+        (tmp_path / name).mkdir()
+        for suffix in ("png", "bmp") if mode in ("L", "RGB") else ("png",):
+            picture = Image.new("L", (4, 3), value).convert(mode)
+            picture.save(tmp_path / name / f"one.{suffix}")
+        if mode in ("L", "RGB"):
+            picture.save(tmp_path / name / "two.JPG", "JPEG")
+    found = data.read(str(tmp_path))
+    assert found.inputs[0].shape[1:] == (3, 4, channels)
+    assert found.inputs[0].dtype == np.float32
+    assert [found.inputs[0][found.labels == label].mean() for label in (0, 1)] == [0.0, 1.0]
+    (tmp_path / "cat" / "zero.png").write_bytes(b"no picture")
+    with pytest.raises(UsageError, match=r"zero\.png.*no readable picture"):
+        data.read(str(tmp_path))
 
 
 @pytest.mark.parametrize(

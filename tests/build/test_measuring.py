@@ -2,6 +2,10 @@
 
 import html.parser
 import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from modelagent.cli import main
 from modelagent.delta.flatbuffer import read_constants
 from modelagent.errors import UsageError
 from modelagent.judges.metrics import Scored
+from modelagent.publish import deltas
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 FLOAT, INT8 = DIGITS / "models" / "digits-1.1.0.tflite", DIGITS / "models" / "digits-1.1.0-int8.tflite"
@@ -285,6 +290,40 @@ def test_build_as_it_is_typed(tmp_path: Path) -> None:
     words += ["--parent", str(INT8), "--json"]
     result = CliRunner().invoke(main, [*words, "--out", str(tmp_path / "out")])
     assert result.exit_code == 3
-    assert json.loads(result.stdout)["chosen"] is None
+    told = json.loads(result.stdout)
+    assert told["chosen"] is None
+    # What a device fetches that runs the parent: as the publisher would make it.
+    made = (tmp_path / "out" / "variants" / "float32.tflite").read_bytes()
+    assert told["variants"][0]["delta"] == deltas.size(INT8.read_bytes(), made) < len(made)
     result = CliRunner().invoke(main, ["build", str(FLOAT), "--data", "x.npz", "--variant", "int8"])
     assert result.exit_code == 2
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_log(tmp_path: Path, terminal: bool) -> None:
+    plan(tmp_path)
+    words = [sys.executable, "-m", "modelagent", "build", str(FLOAT), "--data", str(tmp_path / "data.npz")]
+    words += ["--variant", "float32=", "--out", str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": str(DIGITS.parents[1] / "src"), "TERM": "xterm", "COLUMNS": "120"}
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    try:
+        child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=theirs, env=environment)
+    finally:
+        os.close(theirs)
+    said = b""
+    while True:
+        try:
+            piece = os.read(ours, 4096)
+        except OSError:  # a terminal whose other end is closed
+            break
+        if not piece:
+            break
+        said += piece
+    os.close(ours)
+    assert child.wait(60) == 0
+    text = said.decode()
+    assert "measuring" in text
+    assert ("\x1b[" in text) is terminal
+    assert ("━" in text) is terminal
+    assert ("[1/4] data: reading and dividing" in text.splitlines()) is not terminal
