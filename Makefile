@@ -34,10 +34,10 @@ bench: ## measure; ONLY=name,... for some; writes build/bench.json
 	@script/setup dev
 	$(python) benchmarks/run.py $(if $(ONLY),--only $(ONLY))
 
-torture: ## kill, cut, fill up and fuzz at every durable point, half an hour, root; SECONDS=60 SEED=1 ONLY=stage,...
+torture: ## kill, cut, fill up and fuzz at every durable point, an hour, root; SECONDS=60 SEED=1 ONLY=stage,... LIMIT=280
 	@script/setup dev
 	nice -n 5 $(python) tests/torture/campaign.py --record $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
-		$(if $(ONLY),--only $(ONLY))
+		$(if $(ONLY),--only $(ONLY)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(TURNS),--turns)
 
 deb: ## the Debian package, in build/; DEB="--arch arm64" for other machines
 	@script/deb $(DEB)

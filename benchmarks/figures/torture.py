@@ -1,4 +1,4 @@
-"""What the torture campaign counted. `make torture` runs for half an hour; these figures read what it wrote.
+"""What the torture campaign counted. `make torture` runs for about an hour; these figures read what it wrote.
 
 This file knows build/torture.json. The campaign is tests/torture; docs/reliability.md says what it does.
 """
@@ -31,7 +31,7 @@ def _read(folder: Path) -> Mapping[str, Measured]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise NotHereError("the campaign was not run here; run `make torture` first (half an hour, root)") from error
+        raise NotHereError("the campaign was not run here; run `make torture` first (about an hour, root)") from error
     age = (time.time() - path.stat().st_mtime) / 3600
     how = f"counted by `make torture` {age:.1f} h ago: {', '.join(results)}"
     return {name: Measured(value, how) for name, value in totals(results).items()}

@@ -50,13 +50,15 @@ def totals(results: Results) -> dict[str, float]:
 
 def table(results: Results) -> str:
     """The counts as Markdown."""
-    lines = ["| what | points injected / seen | cycles | survived | failures |", "|---|---|---|---|---|"]
+    lines = ["| what | points injected / seen | cycles | survived | failures | commit |", "|---|---|---|---|---|---|"]
     for name, what in WHAT.items():
         counts = results.get(name)
         if counts is None:
             continue
         if "not_run" in counts:
-            lines.append(f"| {what} | not run: {counts['not_run']} | | | |")
+            if counts.get("left"):
+            cycles = f"{cycles} (of {counts['cycles'] + counts['left']})"
+        lines.append(f"| {what} | not run: {counts['not_run']} | | | | |")
             continue
         points = f"{counts['points_injected']} / {counts['points_seen']}" if "points_seen" in counts else ""
         cycles: object = counts.get("cycles", "")
@@ -69,7 +71,9 @@ def table(results: Results) -> str:
             survived = f"{counts['calls']:,} calls"
         elif "frames" in counts:
             survived = f"{counts['frames']:,} frames, {counts['frames_lost']} lost"
-        lines.append(f"| {what} | {points} | {cycles} | {survived} | {counts['failures']} |")
+        if counts.get("left"):
+            cycles = f"{cycles} (of {counts['cycles'] + counts['left']})"
+        lines.append(f"| {what} | {points} | {cycles} | {survived} | {counts['failures']} | {counts.get('commit', '')} |")
     return "\n".join(lines)
 
 
