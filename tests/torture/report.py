@@ -56,9 +56,7 @@ def table(results: Results) -> str:
         if counts is None:
             continue
         if "not_run" in counts:
-            if counts.get("left"):
-            cycles = f"{cycles} (of {counts['cycles'] + counts['left']})"
-        lines.append(f"| {what} | not run: {counts['not_run']} | | | | |")
+            lines.append(f"| {what} | not run: {counts['not_run']} | | | | |")
             continue
         points = f"{counts['points_injected']} / {counts['points_seen']}" if "points_seen" in counts else ""
         cycles: object = counts.get("cycles", "")
@@ -73,7 +71,8 @@ def table(results: Results) -> str:
             survived = f"{counts['frames']:,} frames, {counts['frames_lost']} lost"
         if counts.get("left"):
             cycles = f"{cycles} (of {counts['cycles'] + counts['left']})"
-        lines.append(f"| {what} | {points} | {cycles} | {survived} | {counts['failures']} | {counts.get('commit', '')} |")
+        row = (what, points, cycles, survived, counts["failures"], counts.get("commit", ""))
+        lines.append(f"| {' | '.join(map(str, row))} |")
     return "\n".join(lines)
 
 
