@@ -45,3 +45,27 @@ def test_a_deflated_stream_that_refers_before_its_beginning_is_refused(tmp_path:
     path.write_bytes(data)
     with pytest.raises(ModelError, match="the arrays"):
         Samples(path, 1)
+
+
+@pytest.mark.parametrize(
+    ("parser", "old", "new"),
+    [
+        ("health", b'"frames": 90', b'"frames": 1' + b"0" * 400),
+        ("health", b'"gap_s": 0.1', b'"gap_s": 1' + b"0" * 400),
+        ("health", b'"bounds": [0.5', b'"bounds": [1' + b"0" * 400),
+        ("health", b'"bounds": [1000', b'"bounds": [1e999'),
+        ("health", b'"counts": [80', b'"counts": [1e999'),
+        ("health", b'"version": "1.0.0"', b'"version": "\\ud800"'),
+        ("health", b'"reason": "crash"', b'"reason": "\\ud800"'),
+        ("health", b'"source": {', b'"source": [], "other": {'),
+        ("health", b'"running": {', b'"running": 7, "other": {'),
+        ("frame", b"'fortran_order': False", b"'fortran_order': (    "),
+        ("frame", b"[[1, 2, 3]", b"[[1e308, 2, 3]"),
+    ],
+)
+def test_what_the_fuzzer_has_found_before(parser: str, old: bytes, new: bytes) -> None:
+    seeds = [data for data in PARSERS[parser].seeds() if old in data]
+    assert seeds, "no true input has this piece any more"
+    with PARSERS[parser].open() as take:
+        for data in seeds:
+            take(data.replace(old, new))
