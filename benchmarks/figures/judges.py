@@ -43,7 +43,7 @@ _CELLS: Final = (
     (1000, 0.03, 0.10),
     (2000, 0.02, 0.04),
 )
-_STREAMS: Final = 1500
+_STREAMS: Final = 3000
 _LASTING: Final = math.exp(-1.0 / 0.5)  # chance that a scene of half a second on average is still there a second later
 _LABELS: Final = 2000
 _SAMPLES: Final = 400  # of the canary whose cost is measured: about what a margin of five points needs

@@ -119,12 +119,12 @@ def test_labels_that_come_after_a_restart_still_count(tmp_path: Path) -> None:
         names = [row["id"] for row in rig.rows()]
         rig.label([{"id": name, "right": True} for name in names[:5]])  # while nobody reads
         rig.start(fps=0.001)
-        rig.wait(lambda: rig.counts(only).get("labels", {}).get("right") == 5)
+        rig.wait(lambda: rig.counts(only).get("labels", {}).get("right") == 5, 60.0)
         rig.label([{"id": name, "right": False} for name in names[4:8]])
-        rig.wait(lambda: rig.counts(only)["labels"]["wrong"] == 3)
+        rig.wait(lambda: rig.counts(only)["labels"]["wrong"] == 3, 60.0)
         assert rig.counts(only)["labels"]["duplicate"] == 1
         assert rig.stop() == 0
         rig.start(fps=0.001)  # the same files lie there still
         rig.label([{"id": names[9], "right": True}])
-        rig.wait(lambda: rig.counts(only).get("labels", {}).get("right") == 1)
+        rig.wait(lambda: rig.counts(only).get("labels", {}).get("right") == 1, 60.0)
         assert rig.counts(only)["labels"] == {"right": 1, "wrong": 0, "unknown": 0, "late": 0, "duplicate": 0}

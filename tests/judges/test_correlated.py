@@ -16,7 +16,7 @@ from modelagent.judges.sequential import Sprt
 TRIALS, SCENES, FRAMES = 600, 300, 30  # a scene lasts a second at 30 frames a second
 CRITERIA = ProbationCriteria()
 # The comparison by labels, as the judge of a probation makes it.
-TEST = Sprt(0.5, CRITERIA.pair_p1, CRITERIA.alpha * 0.35, CRITERIA.beta)
+TEST = Sprt(0.5, CRITERIA.pair_p1, CRITERIA.alpha * 0.15, CRITERIA.beta)
 
 
 def gone_back(discordant: npt.NDArray[np.int8]) -> float:
@@ -37,7 +37,7 @@ def test_thirty_frames_of_one_scene_are_not_thirty_samples() -> None:
 
 
 def test_one_sample_a_scene_holds_the_rate() -> None:
-    bound = 0.0035 + 3 * math.sqrt(0.0035 * 0.9965 / TRIALS)
+    bound = 0.0015 + 3 * math.sqrt(0.0015 * 0.9985 / TRIALS)
     assert gone_back(scenes()) <= bound
     # One a second of frames that change a little faster or slower than that.
     longer = np.repeat(scenes(), FRAMES, axis=1)[:, :: FRAMES + 7]

@@ -44,7 +44,10 @@ _log = logging.getLogger(__name__)
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 _SOURCE_PAUSE = 1.0  # seconds before a broken source is tried again, doubling to a minute
 _VERSIONS = 16  # whose names are kept; the counters keep fewer
-_HEARD = 2.0  # seconds of serving before labels are read: the updater counts from the first record it sees
+# Seconds of serving before labels are read: the updater counts from the first record it sees. Where there was a run
+# before, labels may lie there already that decide something, and the updater may have begun again with us.
+_HEARD = 2.0
+_HEARD_AGAIN = 10.0
 _PATIENCE = 10.0  # seconds beyond the longest inference before a frame counts as overdue
 
 
@@ -119,6 +122,7 @@ class Line:
         )
         self._spool = Spool(options.labels_dir)
         self._served: float | None = None  # since when anything has
+        self._heard_s = _HEARD_AGAIN if (options.keep_dir / "labels.db").exists() else _HEARD
         self._halt = threading.Event()
         self._delivered: float | None = None  # when the source last gave a frame; None: it is not being asked
         self._feeder: threading.Thread | None = None
@@ -245,7 +249,7 @@ class Line:
         running = worker.digest if worker is not None else ""
         if self._served is None and worker is not None and worker.since:
             self._served = worker.since
-        if self._served is None or time.monotonic() - self._served < _HEARD:
+        if self._served is None or time.monotonic() - self._served < self._heard_s:
             return
         for name, label, right, again in self._spool.news():
             if self.records.label(name, label=label, right=right, running=running, again=again) is None:
