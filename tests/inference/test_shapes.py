@@ -1,13 +1,13 @@
 """Models of every shape through a real worker: open sizes, several tensors, no signature, state between frames."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from ai_edge_litert import schema_py_generated as schema
 
 import tiny_models
 from modelagent.inference.exchange import OK, Reply
@@ -15,44 +15,9 @@ from modelagent.inference.links import Slot, open_slot
 from modelagent.inference.options import ModelOptions
 from modelagent.inference.workers import SERVE, Load, Loader, Worker
 from modelagent.manifest import dump, parse
+from odd_models import elastic, positives, running_sum, two
 
 pytestmark = pytest.mark.process
-
-
-def positives() -> bytes:
-    """y = the places where x is positive: [k, 2], k is known only afterwards."""
-    graph = tiny_models.Graph()
-    x = graph.tensor("x", (1, 6))
-    zero = graph.constant("zero", np.zeros(1, np.float32))
-    found = graph.tensor("found", (1, 6), schema.TensorType.BOOL)
-    y = graph.tensor("y", (0, 2), schema.TensorType.INT64)
-    graph.operator(schema.BuiltinOperator.GREATER, [x, zero], [found])
-    graph.operator(schema.BuiltinOperator.WHERE, [found], [y])
-    return graph.finish([x], [y])
-
-
-def two() -> bytes:
-    """sum = a + b, difference = a - b."""
-    graph = tiny_models.Graph()
-    a, b = graph.tensor("a", (1, 3)), graph.tensor("b", (1, 3))
-    add, sub = graph.tensor("sum", (1, 3)), graph.tensor("difference", (1, 3))
-    graph.operator(
-        schema.BuiltinOperator.ADD, [a, b], [add], schema.AddOptionsT(), kind=schema.BuiltinOptions.AddOptions
-    )
-    graph.operator(
-        schema.BuiltinOperator.SUB, [a, b], [sub], schema.SubOptionsT(), kind=schema.BuiltinOptions.SubOptions
-    )
-    return graph.finish([a, b], [add, sub])
-
-
-def elastic() -> bytes:
-    """y = x + x for any number of columns."""
-    graph = tiny_models.Graph()
-    x, y = graph.tensor("x", (1, 1)), graph.tensor("y", (1, 1))
-    for index in (x, y):
-        graph.graph.tensors[index].shapeSignature = [1, -1]
-    graph.operator(schema.BuiltinOperator.ADD, [x, x], [y], schema.AddOptionsT(), kind=schema.BuiltinOptions.AddOptions)
-    return graph.finish([x], [y])
 
 
 def tensor(name: str, shape: list[int | None], dtype: str = "float32") -> dict[str, Any]:
@@ -77,10 +42,9 @@ def loaded(root: Path, slot: Slot) -> Worker:
     loader = Loader()
     done: list[Load] = []
     loader.request(slot, options, purpose=SERVE, done=done.append)
-    now = 0.0
     while not done:
-        now += 0.001
-        loader.step(now)
+        loader.step(time.monotonic())
+        time.sleep(0.001)
     assert done[0].worker is not None, done[0].reason
     return done[0].worker
 
@@ -131,6 +95,14 @@ def test_an_input_of_any_length(serve: Any) -> None:
         assert found.tolist() == [[2.0 * k for k in range(length)]]
 
 
+@pytest.mark.parametrize("stateful", [False, True])
+def test_what_a_model_remembers_is_forgotten_between_frames_unless_it_is_stateful(serve: Any, stateful: bool) -> None:
+    contract = {"inputs": [tensor("x", [1, 3])], "outputs": [tensor("y", [1, 3])], "stateful": stateful}
+    run = serve(running_sum(), **contract)
+    found = [run(np.ones((1, 3), np.float32))[0].tolist()[0][0] for _ in range(4)]
+    assert found == ([1.0, 2.0, 3.0, 4.0] if stateful else [1.0] * 4)
+
+
 def test_a_delegate_is_used_only_where_the_release_asks_for_it(tmp_path: Path) -> None:
     """No delegate's library is at hand: what is tested is who is asked for one, and how its absence is told."""
     from modelagent.errors import DeviceError  # noqa: PLC0415 - this test alone
@@ -143,10 +115,9 @@ def test_a_delegate_is_used_only_where_the_release_asks_for_it(tmp_path: Path) -
     loader = Loader()
     done: list[Load] = []
     loader.request(slot, options, purpose=SERVE, done=done.append)
-    now = 0.0
     while not done:
-        now += 0.001
-        loader.step(now)
+        loader.step(time.monotonic())
+        time.sleep(0.001)
     worker = done[0].worker
     assert worker is not None, done[0].reason
     assert worker.facts["delegate"] == "cpu"
