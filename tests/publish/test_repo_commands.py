@@ -52,6 +52,9 @@ def test_from_nothing_to_a_channel(place: Path) -> None:
     run("add", MODEL, "--model", "digits", "--version", "1.1.0", "--canary", DIGITS / "canary.npz",
         "--parent", "1.0.0", "--number", "20", "--floor", "2")  # fmt: skip
     assert "1.1.0" in run("channel", "digits", "stable", "1.1.0", "--wave", "2026-11-01T12:00Z=0.1").stdout
+    assert "stable -> 1.1.0, in waves 2026-11-01T12:00:00Z=0.1" in run("status").stdout
+    run("pause", "digits", "stable")
+    assert "stable -> 1.1.0, paused" in run("status").stdout
     said = answer("withdraw", "digits", "1.1.0", "--reason", "wrong labels", "--instead", "1.0.0")
     assert said["channels"] == [{"channel": "stable", "version": "1.0.0"}]
     assert "until" in run("refresh").stdout

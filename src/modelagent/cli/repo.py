@@ -313,7 +313,8 @@ def channel(
     answer(
         frame,
         {"model": model, "channel": channel, "version": said.version, "digest": said.digest},
-        f"{model} {channel}: {said.version or 'nothing'}" + (f", in {len(waves)} waves" if waves else ""),
+        f"{model} {channel}: {said.version or 'nothing'}"
+        + (f", in {len(waves)} wave{'s' if len(waves) > 1 else ''}" if waves else ""),
     )
 
 

@@ -9,7 +9,9 @@ This file knows how these are typed and answered. It does not know how a reposit
 
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,6 +19,7 @@ from modelagent.cli import EXIT_CODES, FAILED, Frame
 from modelagent.cli.repo import answer, open_repository, places, wave_of
 from modelagent.errors import UsageError
 from modelagent.publish import inspection, pruning, rotation
+from modelagent.publish.repository import PAUSED
 
 
 @click.command(epilog=EXIT_CODES)
@@ -43,7 +46,8 @@ def promote(
     answer(
         frame,
         {"model": model, "channel": target, "version": said.version, "digest": said.digest},
-        f"{model} {target}: {said.version}" + (f", in {len(waves)} waves" if waves else ""),
+        f"{model} {target}: {said.version}"
+        + (f", in {len(waves)} wave{'s' if len(waves) > 1 else ''}" if waves else ""),
     )
 
 
@@ -161,6 +165,19 @@ def serve(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: Pat
         server.close()
 
 
+def _begun(waves: list[dict[str, Any]]) -> str:
+    """How far a channel's waves reach, as they were typed."""
+    if any(datetime.fromisoformat(wave["start"]) == PAUSED for wave in waves):
+        return ", paused"
+    told = [
+        f"{wave['start']}={wave['share']:g}"
+        + ("@" + ",".join(wave["groups"]) if wave.get("groups") else "")
+        + ("/" + ",".join(wave["hardware"]) if wave.get("hardware") else "")
+        for wave in waves
+    ]
+    return ", in waves " + " ".join(told) if told else ""
+
+
 @click.command(epilog=EXIT_CODES)
 @places
 @click.pass_obj
@@ -180,7 +197,8 @@ def status(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: Pa
             if said["model"] == model:
                 names = said["release"]["version"] if said["release"] else "nothing"
                 back = ", ".join(str(entry["version"]) for entry in said["withdrawn"])
-                lines.append(f"{model} {said['channel']} -> {names}" + (f" (withdrawn: {back})" if back else ""))
+                begun = _begun(said["waves"])
+                lines.append(f"{model} {said['channel']} -> {names}{begun}" + (f" (withdrawn: {back})" if back else ""))
     for role, (end, soon) in expiries.items():
         lines.append(f"{role:<20} until {end.isoformat()}{'  SOON: sign it again' if soon else ''}")
     document = {
