@@ -124,7 +124,7 @@ def test_every_end_of_a_frame_is_counted_once() -> None:
         1,
         1,
     )
-    assert report["faults"] == {"crash": 0, "hang": 1, "not-finite": 0, "leak": 0, "slow": 0}
+    assert report["faults"] == {"crash": 0, "hang": 1, "not-finite": 0, "leak": 0, "slow": 0, "recovered": 0}
     assert report["busy_s"] == 2
     assert sum(report["latency_us"]["counts"]) == sum(report["confidence"]["counts"]) == 1
     json.dumps(made.tally.report(), allow_nan=False)
