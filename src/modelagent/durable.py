@@ -115,18 +115,6 @@ def sync_file(path: Path) -> None:
         os.close(fd)
 
 
-def write_new(path: Path, data: bytes, *, mode: int = 0o640) -> None:
-    """Write and sync a file that must not exist yet; the name is not durable until its directory is synced."""
-    point("create", path)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    try:
-        _write_all(fd, path, data)
-        point("fsync", path)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o640, durable: bool = True) -> None:
     """Replace `path` by `data` in one rename.
 

@@ -15,7 +15,7 @@ from modelagent.core.state import Answers, Phase, State, Watch, Watching
 from modelagent.core.verdicts import Allow, Deny, Wait
 from modelagent.errors import UsageError
 from modelagent.manifest import Release
-from modelagent.policies import Composed, Facts, Memory, Policy, Question, compose, elapsed, fraction, next_time
+from modelagent.policies import Composed, Facts, Memory, Policy, Question, compose, elapsed, fraction
 from modelagent.policies.conditional import (
     Condition,
     Conditional,
@@ -42,6 +42,12 @@ def at(seconds: float, boot: str = "boot") -> Instant:
 
 def facts(seconds: float = 0.0) -> Facts:
     return Facts(at(seconds))
+
+
+def next_time(composed: Composed, asked: Facts) -> float | None:
+    """When to ask again: now for Allow, never for Deny, which only new facts or settings can help."""
+    verdict = composed.verdict
+    return asked.at.wall if isinstance(verdict, Allow) else verdict.until if isinstance(verdict, Wait) else None
 
 
 LOAD = most("load", "load_per_cpu", 1.0, " per CPU", {Question.CANARY}, slack=0.2)

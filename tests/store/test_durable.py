@@ -68,7 +68,6 @@ def test_overwrite_and_truncate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "operation",
     [
-        lambda path: durable.write_new(path, b"x"),
         lambda path: durable.append(path, b"x"),
         lambda path: durable.overwrite(path, 0, b"x"),
         lambda path: durable.truncate(path, 0),

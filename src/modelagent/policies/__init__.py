@@ -18,7 +18,7 @@ from enum import Enum
 from typing import Final, Protocol
 
 from modelagent.core.events import Instant, Wave
-from modelagent.core.verdicts import Allow, Deny, Verdict, Wait, all_of
+from modelagent.core.verdicts import Allow, Verdict, all_of
 
 
 class Question(Enum):
@@ -165,17 +165,6 @@ def compose(question: Question, policies: Iterable[Policy], facts: Facts, memory
     if isinstance(composed.verdict, Allow):  # which of them spoke last means nothing; what was lifted does
         return replace(composed, verdict=Allow(composed.lifted))
     return composed
-
-
-def next_time(composed: Composed, facts: Facts) -> float | None:
-    """Unix seconds at which to ask again: now for Allow, None when only new facts or settings can help."""
-    match composed.verdict:
-        case Allow():
-            return facts.at.wall
-        case Wait(until=until):
-            return until
-        case Deny():
-            return None
 
 
 def elapsed(since: Instant, at: Instant) -> float:
