@@ -107,7 +107,7 @@ def test_a_confirmation_without_labels_leaves_the_test_open(bench: Bench) -> Non
 
 def test_late_labels_that_condemn_lead_back_and_block(bench: Bench) -> None:
     confirmed(bench)
-    bad = {"frames": 90, "done": 90, "busy_s": 40, "only_old": 20, "only_new": 1, "both_right": 9}
+    bad = {"frames": 90, "done": 90, "busy_s": 40, "only_old": 25, "only_new": 1, "both_right": 9}
     bench.health(3600.0, **bad)
     assert bench.phase() is Phase.PROBATION
     assert "labels came late" in bench.notes[-1].text
@@ -153,7 +153,7 @@ def test_a_restart_keeps_the_test_and_the_way_back(bench: Bench) -> None:
     bench.turn(Started(bench.tick(), 0.5, disk, "runtime"))
     (vacuum,) = bench.ordered(effects.Vacuum)
     assert OLD.digest in vacuum.keep
-    bench.health(frames=60, done=60, busy_s=25, only_old=20)
+    bench.health(frames=60, done=60, busy_s=25, only_old=25)
     assert bench.phase() is Phase.PROBATION
 
 
@@ -192,7 +192,7 @@ def test_the_previous_version_is_run_beside_and_gone_back_to_if_it_is_better(ben
     (shadow,) = drifting(bench).ordered(effects.SetShadow)
     assert shadow.target == OLD.digest
     bench.turn(Finished(bench.tick(), 0.5, shadow.id))
-    worse = {"frames": 150, "done": 150, "busy_s": 60, "only_old": 20, "only_new": 1}
+    worse = {"frames": 150, "done": 150, "busy_s": 60, "only_old": 25, "only_new": 1}
     bench.health(**worse)
     bench.health(**worse)
     assert bench.phase() is Phase.REVERTING
@@ -230,7 +230,7 @@ def test_late_labels_do_not_wait_for_what_is_being_prepared(bench: Bench, phase:
     bench.state = replace(bench.state, phase=phase, candidate=nearly, waiting="a window opens on Sunday")
     bench.health(3600.0, frames=60, done=60, busy_s=30, only_old=3, both_right=9)
     assert (bench.phase(), bench.state.aftercare is None) == (phase, False)
-    bench.health(frames=90, done=90, busy_s=40, only_old=20, only_new=1, both_right=9)
+    bench.health(frames=90, done=90, busy_s=40, only_old=25, only_new=1, both_right=9)
     assert bench.phase() is Phase.REVERTING
     (order,) = bench.ordered(effects.Revert)
     assert (order.leaving, order.target, order.unconfirm) == (NEW.digest, OLD.digest, True)

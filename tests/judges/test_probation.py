@@ -30,10 +30,10 @@ def test_one_hard_fault_is_enough() -> None:
 
 
 def test_the_previous_model_being_better_on_the_same_frames_condemns() -> None:
-    counts = Counts(60, 60, busy_s=8, right=21, wrong=29, both_right=20, only_old=20, only_new=1, both_wrong=9)
+    counts = Counts(60, 60, busy_s=8, right=21, wrong=34, both_right=20, only_old=25, only_new=1, both_wrong=9)
     verdict = judge_probation(counts, CRITERIA)
     assert verdict.standing is Standing.BAD
-    assert "20 only it has right, 1 only this one" in verdict.reason
+    assert "25 only it has right, 1 only this one" in verdict.reason
 
 
 def test_an_input_that_hurts_both_alike_alarms_and_reverts_nothing() -> None:
