@@ -6,7 +6,7 @@ a unit of its own and this file has no part in it.
 
     supervise({"inference": [python, "-m", "modelagent", "run", "inference"], "updater": [...]}, log=print)   # -> 0
 
-Children run in sessions of their own, so Ctrl-C in a terminal reaches this process alone and the end is in order.
+Children run in process groups of their own, so Ctrl-C in a terminal reaches this process alone and the end is in order.
 Each finds this process's pid in MODELAGENT_PARENT and binds itself to it (`children.bind_to_parent`): SIGKILL of
 this process leaves no orphan. Call `supervise` from the main thread.
 """

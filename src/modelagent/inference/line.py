@@ -124,6 +124,8 @@ class Line:
         self._served: float | None = None  # since when anything has
         self._heard_s = _HEARD_AGAIN if (options.keep_dir / "labels.db").exists() else _HEARD
         self._halt = threading.Event()
+        self.resting = False  # a model runs, and no frame came since the last tick
+        self._received = 0
         self._delivered: float | None = None  # when the source last gave a frame; None: it is not being asked
         self._feeder: threading.Thread | None = None
         self._sequence = 0
@@ -155,8 +157,10 @@ class Line:
         self.write_health(only_news=True)
 
     def tick(self, now: float) -> None:
-        """Once a second."""
+        """Once a second, at rest every other."""
         self.handover.tick(now)
+        self.resting = self.handover.running is not None and self.buffer.received == self._received
+        self._received = self.buffer.received
         self._read_labels()
         self.write_health()
 

@@ -33,6 +33,7 @@ from modelagent.notify import notify
 _log = logging.getLogger(__name__)
 
 _TICK: Final = 1.0  # seconds between two health files
+_TICK_AT_REST: Final = 2.0  # the same while models run and no frame comes
 _STOP: Final = 4.0  # seconds to end everything; systemd and `modelagent run` allow five
 _SWITCH: Final = 0.0005  # seconds; a thread that waits for the interpreter lock gets it this soon
 
@@ -121,11 +122,11 @@ class Loop:
                 self._hung_up = False
                 self._reload()
             if now >= tick:
-                tick = now + _TICK
                 for line in self._lines:
                     self._watch.add(line.options.model_dir)
                     self._watch.add(line.options.labels_dir)
                     line.tick(now)
+                tick = now + (_TICK_AT_REST if all(line.resting for line in self._lines) else _TICK)
                 if all(line.alive(now) for line in self._lines):
                     notify("WATCHDOG=1")
                 before, status = status, self._status()
