@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tiny_models
+from line_rig import Rig
 from modelagent.inference.exchange import OK, Reply
 from modelagent.inference.links import Slot, open_slot
 from modelagent.inference.options import ModelOptions
@@ -101,6 +102,23 @@ def test_what_a_model_remembers_is_forgotten_between_frames_unless_it_is_statefu
     run = serve(running_sum(), **contract)
     found = [run(np.ones((1, 3), np.float32))[0].tolist()[0][0] for _ in range(4)]
     assert found == ([1.0, 2.0, 3.0, 4.0] if stateful else [1.0] * 4)
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+def test_the_whole_loop_keeps_or_forgets_what_a_model_remembers(tmp_path: Path, stateful: bool) -> None:
+    with Rig(tmp_path, "tiny") as rig:
+        made = tmp_path / "made"
+        change = {"stateful": stateful, "canary.samples": 0}
+        digest = tiny_models.write_slot(made, running_sum(), size=(3, 3), change=change).digest
+        made.rename(rig.model_dir / "slots" / digest)
+        (rig.model_dir / "slots" / digest / "confirmed").touch()
+        rig.link("current", digest)
+        rig.frames(np.tile(np.array([[[1.0, 0.0, 0.0]]], np.float32), (6, 1, 1)))
+        rig.start(fps=50.0, loop=False)
+        rig.wait(lambda: rig.total("done") == 6)
+        assert rig.stop() == 0
+        scores = [round(row["confidence"]) for row in rig.rows()]
+        assert scores == ([1, 2, 3, 4, 5, 6] if stateful else [1] * 6)
 
 
 def test_a_delegate_is_used_only_where_the_release_asks_for_it(tmp_path: Path) -> None:
