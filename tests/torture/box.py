@@ -155,6 +155,11 @@ class Box:
                 if len(seen.ends) > MOST_ENDS:
                     raise Stuck(f"{chapter.name}: ended {len(seen.ends)} times: {', '.join(seen.ends)}")
                 self.start(None)
+        except Stuck:
+            if self._pid:
+                os.kill(self._pid, signal.SIGUSR1)
+                time.sleep(0.5)
+            raise
         finally:
             self.close()
         seen.fired = self._fired()

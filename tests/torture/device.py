@@ -15,6 +15,7 @@ the threads alone, `eager` makes the machine wait for its hands (a write comes i
 
 import contextlib
 import errno
+import faulthandler
 import fcntl
 import os
 import re
@@ -224,6 +225,7 @@ def serve(config: Path, plan: Plan | None, log: int) -> int:
     os.environ["MODELAGENT_CONFIG"] = str(config)
     settings = load(config)
     quicken()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # asked where it stands when it stands still
     at: list[Any] = []
 
     def phase() -> str:

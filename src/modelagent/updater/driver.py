@@ -167,6 +167,7 @@ class Driver:
 
     def run(self, stopping: Callable[[], bool], beat: Callable[[], None]) -> None:
         """Turn until `stopping()`; `beat` is called at every turn (watchdog, status)."""
+        self.hands.prepare("check", "acquire", "canary", *(f"store-{name}" for name in self._ports))
         while not stopping():
             pause = min([self._next_look, *self._due.values()]) - self._clock.now().mono
             try:

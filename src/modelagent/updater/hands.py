@@ -95,6 +95,14 @@ class Hands:
         if work is not None:
             work.abandon()
 
+    def prepare(self, *hands: str) -> None:
+        """Have the threads of these hands, so that nothing has to be started in an hour of need.
+
+        A thread that finds no memory in its first steps leaves whoever starts it waiting for ever (CPython 3.11).
+        """
+        for hand in hands:
+            self._queue(hand)
+
     def check(self) -> None:
         """Raise RuntimeError when a thread has died: what it had taken up, and all that is queued, would never end.
 
