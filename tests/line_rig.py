@@ -31,7 +31,7 @@ import digit_slots
 from modelagent.durable import LinkId, prepare_link, swap_link
 from modelagent.inference.frames import SourceOptions
 from modelagent.inference.loop import run
-from modelagent.inference.options import LoopOptions, ModelOptions
+from modelagent.inference.options import LoopOptions, ModelOptions, SampleOptions
 from modelagent.inference.rules import Rule
 from modelagent.inputs.schema import Mqtt
 
@@ -51,6 +51,9 @@ def main(argument: str) -> int:
                 source[name] = Path(source[name])
         if "mqtt" in given:
             given["mqtt"] = Mqtt(**given["mqtt"])
+        if "samples" in given:
+            path = given["samples"].get("path")
+            given["samples"] = SampleOptions(**given["samples"] | {"path": path and Path(path)})
         given["rules"] = tuple(_rule(rule) for rule in given.get("rules", []))
         for name in ("model_dir", "labels_dir", "keep_dir", "health"):
             given[name] = Path(given[name])

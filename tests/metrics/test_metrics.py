@@ -63,6 +63,7 @@ def health(**more: Any) -> dict[str, Any]:
         "source": {"kind": "http", "queue": 3, "capacity": 64, "received": 14, "dropped": 4, "also": {"unreadable": 2}},
         "results": {"written": 14, "lost": 1},
         "broker": {"connected": True, "waiting": 7, "lost": 0, "problem": ""},
+        "samples": {"sent": 4, "lost": 1, "refused": 0, "over_budget": 0, "waiting": 2, "problem": ""},
         "rules": {"scrap": {"met": True, "fired": 3, "webhook": {"done": 2, "failed": 1, "lost": 0}}},
         "swaps": {"count": 2, "last": {"gap_s": 0.03, "overlap": True, "peak_kb": 90_000}},
         "worker": {"rss_kb": 50_000},
@@ -128,6 +129,7 @@ def test_a_whole_page(tmp_path: Path) -> None:
     assert value(page, "modelagent_latency_seconds_bucket", **own, le="0.0001") == 0
     assert value(page, "modelagent_latency_seconds_bucket", **own, le="0.0002") == 10
     assert value(page, "modelagent_source_events_total", event="unreadable") == 2
+    assert value(page, "modelagent_samples_total", model="digits", outcome="sent") == 4
     assert value(page, "modelagent_rule_actions_total", rule="scrap", action="webhook", outcome="failed") == 1
     assert value(page, "modelagent_swap_peak_bytes", model="digits") == 90_000 * 1024
     assert value(page, "modelagent_gate", gate="canary", answer="allow") == 1

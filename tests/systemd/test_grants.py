@@ -37,6 +37,8 @@ def settings(**model: Any) -> Settings:
         ({"source": {"kind": "directory", "path": "/srv/frames"}}, "frames-directory.conf"),
         ({"results": {"mqtt": True}}, "inference-network.conf"),
         ({"rules": {"alarm": {"webhook": "http://10.0.0.9/alarm"}}}, "inference-network.conf"),
+        ({"samples": {"url": "https://10.0.0.9/frames"}}, "inference-network.conf"),
+        ({"samples": {"path": "/srv/samples"}}, "frames-directory.conf"),
         ({"rules": {"alarm": {"topic": "plant/alarm"}}}, "inference-network.conf"),
         ({"rules": {"alarm": {"command": ["/home/pi/eject"]}}}, "home-files.conf"),
         ({"source": {"kind": "replay", "path": "/root/day.npz"}}, "home-files.conf"),

@@ -63,6 +63,7 @@ def needed(settings: Settings) -> list[Grant]:
                 ("source.path", source.path),
                 ("source.done_dir", source.done_dir),
                 ("runtime.delegate", model.runtime.delegate),
+                ("samples.path", model.samples.path),
                 *((f"rules.{rule}.command", Path(one.command[0])) for rule, one in model.rules.items() if one.command),
             )
             if _is_home(path)
@@ -74,6 +75,11 @@ def needed(settings: Settings) -> list[Grant]:
             for rule, wanted in model.rules.items()
             if wanted.topic or wanted.webhook
         ]
+        if model.samples.url:
+            found.append(_network(f"models.{name}.samples: frames sent by HTTP"))
+        if (samples := model.samples.path) is not None and not samples.is_relative_to(settings.paths.inference_dir):
+            why = f"models.{name}.samples: files in {samples}"
+            found.append(Grant("frames-directory.conf", why, "ReadWritePaths", str(samples)))
         if (labels := model.labels_dir) is not None and not labels.is_relative_to(settings.paths.state_dir):
             why = f"models.{name}.labels_dir: label files in {labels}"
             found.append(Grant("labels-directory.conf", why, "ReadWritePaths", str(labels), UPDATER))

@@ -17,7 +17,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelagent.durable import write_atomic
 from modelagent.errors import SourceError
@@ -38,6 +38,9 @@ from modelagent.inference.serving import Event, Server
 from modelagent.inference.shadow import Shadow
 from modelagent.inference.starts import Starts
 from modelagent.inference.workers import Loader, Worker
+
+if TYPE_CHECKING:
+    from modelagent.inference.upload import Upload
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +114,9 @@ class Line:
         self.shadow = Shadow(
             share=options.shadow_share, ring=options.shadow_ring, died=self._post, thin_s=options.thin_s
         )
-        self.server = Server(options.name, self.buffer, self.records, self.shadow, self._post)
+        self._upload = _upload(options)
+        sample = self._upload.keep if self._upload is not None else None
+        self.server = Server(options.name, self.buffer, self.records, self.shadow, self._post, sample=sample)
         self.handover = Handover(
             options,
             loader=loader,
@@ -208,6 +213,8 @@ class Line:
         self._archive.close()
         if self._courier is not None:
             self._courier.close(max(0.3, deadline - time.monotonic()))
+        if self._upload is not None:
+            self._upload.close(0.3)
         self.write_health()
 
     def _post(self, event: Event | Worker) -> None:
@@ -343,6 +350,7 @@ class Line:
             "versions": self._versions,
             "worker": None if running is None else self._describe(running),
             "rules": {} if self._rules is None else self._rules.report(),
+            "samples": None if self._upload is None else self._upload.report(),
             "last_result": None
             if self.records.last is None
             else {"id": self.records.last[0], "wall": self.records.last[1]},
@@ -352,6 +360,14 @@ class Line:
         except OSError as error:
             self._written = None  # try again at the next step
             _log.warning("%s: %s; free space or correct permissions", self.options.health, error)
+
+
+def _upload(options: ModelOptions) -> "Upload | None":
+    if options.samples is None:
+        return None
+    from modelagent.inference.upload import Upload  # noqa: PLC0415 - its imports are for those who send
+
+    return Upload(options.name, options.samples, options.device, options.keep_dir / "samples.json")
 
 
 def _courier(options: ModelOptions) -> Courier | None:

@@ -11,11 +11,24 @@ from pathlib import Path
 
 from modelagent.inference.frames import SourceOptions
 from modelagent.inference.rules import Rule
-from modelagent.inputs.model_schema import Model, Source
+from modelagent.inputs.model_schema import Model, Samples, Source
 from modelagent.inputs.model_schema import Rule as RuleSettings
 from modelagent.inputs.schema import Mqtt, Settings
 
 WORKER = (sys.executable, "-m", "modelagent.inference.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOptions:
+    """Which frames leave the device, and where to: an http(s) `url`, or a directory at `path`."""
+
+    url: str = ""
+    path: Path | None = None
+    below_confidence: float = 0.6
+    share: float = 0.0  # of the other frames
+    per_hour: float = 20.0
+    daily_bytes: int = 20 << 20
+    queue: int = 8  # frames that may wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +66,7 @@ class ModelOptions:
     mqtt: Mqtt | None = None  # the broker, where results or rules need it
     mqtt_topic: str = ""  # of results; empty: they stay here
     rules: tuple[Rule, ...] = ()
+    samples: SampleOptions | None = None  # None: no frame leaves the device
 
 
 def _speaks(model: Model) -> bool:
@@ -75,6 +89,20 @@ def _rule(name: str, rule: RuleSettings) -> Rule:
         topic=rule.topic,
         webhook=rule.webhook,
         command=rule.command,
+    )
+
+
+def _sample_options(samples: Samples) -> SampleOptions | None:
+    if not samples.url and samples.path is None:
+        return None
+    return SampleOptions(
+        url=samples.url,
+        path=samples.path,
+        below_confidence=samples.below_confidence,
+        share=samples.share,
+        per_hour=samples.per_hour,
+        daily_bytes=samples.daily_mb << 20,
+        queue=samples.queue,
     )
 
 
@@ -143,6 +171,7 @@ class LoopOptions:
                 mqtt=settings.mqtt if settings.mqtt.host and _speaks(model) else None,
                 mqtt_topic=f"{settings.mqtt.prefix}/{settings.device.id}/result/{name}" if model.results.mqtt else "",
                 rules=tuple(_rule(rule_name, rule) for rule_name, rule in model.rules.items()),
+                samples=_sample_options(model.samples),
             )
             for name, model in settings.models.items()
         )

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from modelagent.children import hurry
 from modelagent.inference.buffer import FrameBuffer
-from modelagent.inference.decisions import FrameError
+from modelagent.inference.decisions import Decision, FrameError
 from modelagent.inference.exchange import NOT_FINITE, OK, Reply
 from modelagent.inference.frames import Frame
 from modelagent.inference.records import Records
@@ -90,10 +90,18 @@ class Server:
         records: where they end.
         shadow: what may want to run them again.
         post: takes events for the main thread; never waits.
+        sample: sees each frame with its result, to send some of them; None: none is.
     """
 
     def __init__(
-        self, name: str, buffer: FrameBuffer, records: Records, shadow: Shadow, post: Callable[[Event], None]
+        self,
+        name: str,
+        buffer: FrameBuffer,
+        records: Records,
+        shadow: Shadow,
+        post: Callable[[Event], None],
+        *,
+        sample: Callable[[str, Frame, str, str, Decision], None] | None = None,
     ) -> None:
         self.beat = time.monotonic()  # the thread came round
         self.progress = self.beat  # a frame was finished, or none waited
@@ -101,6 +109,7 @@ class Server:
         self._records = records
         self._shadow = shadow
         self._post = post
+        self._sample = sample
         self._lock = threading.Lock()
         self._hand: Hand | None = None
         self._worker: Worker | None = None
@@ -256,6 +265,8 @@ class Server:
                 us=exchange.invoke_ns / 1e3,
                 budget_us=worker.budget_us,
             )
+            if self._sample is not None:
+                self._sample(name, frame, worker.digest, worker.version, decision)
             return None
         if reply is Reply.HUNG:
             return "hang", f"no answer to frame {frame.id} within {worker.hang_s:g} s"

@@ -1,4 +1,4 @@
-"""The settings of one model as types: [models.<name>] with its source, results, rules, runtime and probation.
+"""The settings of one model as types: [models.<name>] with its source, results, rules, runtime, probation and samples.
 
 This file knows each key, its default and what is allowed. It does not know the rest of the settings; `schema.py` puts
 them together.
@@ -9,6 +9,7 @@ The `description` of a field is the comment that stands beside it in config/mode
 """
 
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -223,6 +224,32 @@ class Shadow(Section):
     ring: int = Field(default=256, ge=1, le=100_000, description="frames kept, in memory only")
 
 
+class Samples(Section):
+    """[models.<name>.samples]: single frames that leave the device; docs/sources.md explains."""
+
+    url: Annotated[str, Field(max_length=2000, pattern=r"^(https?://[!-~]+)?$"), AfterValidator(check_url)] = Field(
+        default="", description="each one is a POST to this URL; empty: no frame leaves the device"
+    )
+    path: OptionalPath = Field(default=None, description="instead of url: a directory, which somebody else empties")
+    below_confidence: Share = Field(default=0.6, description="frames whose result scores below it are sent")
+    share: Share = Field(default=0.0, description="share of the other frames that are sent too")
+    per_hour: int = Field(default=20, ge=1, le=100_000, description="at most so many, spread evenly")
+    daily_mb: Megabytes = Field(
+        default=20, description="at most so much from one midnight UTC to the next; a directory never holds more either"
+    )
+    queue: int = Field(default=8, ge=1, le=10_000, description="frames that may wait, in memory only")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.url and self.path is not None:
+            raise ValueError("url or path, and not both")
+        if self.url:
+            _ = urlsplit(self.url).port  # raises ValueError for a port that cannot be
+        if (self.url or self.path is not None) and not (self.below_confidence or self.share):
+            raise ValueError("something to send: below_confidence or share above 0")
+        return self
+
+
 class Model(Section):
     """[models.<name>]: one model and what should hold for it."""
 
@@ -246,6 +273,7 @@ class Model(Section):
     probation: Probation = Probation()
     drift: Drift = Drift()
     shadow: Shadow = Shadow()
+    samples: Samples = Samples()
     rules: dict[Name, Rule] = Field(default_factory=dict, description="named tables: what to do when (docs/rules.md)")
 
     @property

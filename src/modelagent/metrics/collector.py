@@ -134,6 +134,10 @@ class _Page:
         self.gauge("modelagent_results_waiting", "Results that wait for the broker.", broker.get("waiting"), model=name)
         for rule, entry in _table(health.get("rules")).items():
             self._rule(name, str(rule), _table(entry))
+        samples = _table(health.get("samples"))
+        for key in ("sent", "lost", "refused", "over_budget"):
+            text = "Frames to be sent, by what became of them."
+            self.counter("modelagent_samples", text, samples.get(key), model=name, outcome=key)
         self._swaps(name, health)
         shadow = _table(health.get("shadow"))
         for key in ("both_right", "only_new", "only_old", "both_wrong", "agree"):
