@@ -169,6 +169,12 @@ class Box:
         seen.seconds = time.monotonic() - begun
         return seen
 
+    def _untidy(self) -> bool:
+        try:
+            return any(leftovers(self.world.state_dir))
+        except OSError:  # the power was cut just now: nobody can look
+            return True
+
     def _fired(self) -> bool:
         return "\n!\n" in self._log.read_text()
 
@@ -181,7 +187,7 @@ class Box:
             if how := self.tend(chapter, self.ended, limit, meanwhile):
                 return how
         end = time.monotonic() + TIDY_S
-        while time.monotonic() < end and any(leftovers(self.world.state_dir)):
+        while time.monotonic() < end and self._untidy():
             if how := self.tend(chapter, self.ended, limit, meanwhile):
                 return how
         how = self.stop()

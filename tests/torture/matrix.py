@@ -9,6 +9,7 @@ point that did not come in its run is tried again with the threads in the order 
 reported as not reached if it never does.
 """
 
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -93,8 +94,10 @@ class Matrix:
             if point.place != ELSEWHERE or kinds == ("kill",)
             for nth in range(1, min(count, most) + 1)
         ]
+        # By the point's own name: points that only a later enumeration shows must not move the turns of the others.
         return [
-            (chapter, Plan(point, nth, kinds[place % len(kinds)])) for place, (chapter, point, nth) in enumerate(found)
+            (chapter, Plan(point, nth, kinds[zlib.crc32("|".join((chapter.name, *point)).encode()) % len(kinds)]))
+            for chapter, point, nth in found
         ]
 
     def steady_plans(self) -> list[tuple[Chapter, Point, int]]:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -78,13 +79,17 @@ class World:
     def _publish(self) -> None:
         keep = self.directory / "states"
         home, keys = keep / "work", keep / "keys"
-        publisher = Repository.init(home, keys, (MODEL,))
+        # Each state is signed an hour after the one before: where two fell into one second, a device would see no news.
+        at = [datetime.now(UTC) - timedelta(hours=12)]
+        publisher = Repository.init(home, keys, (MODEL,), now=lambda: at[0])
         shutil.copy(keys / "root.json", self.directory / "root.json")
         # A channel names no release yet in nobody's life here; each state of the repository is kept as a tree.
         for version, state in (("1.0.0", "one"), ("1.1.0", "two"), ("1.2.0", "three")):
+            at[0] += timedelta(hours=1)
             if version == "1.2.0":
                 publisher.withdraw(MODEL, "1.1.0", "reads sevens as ones")
                 shutil.copytree(home, keep / "withdrawn")
+                at[0] += timedelta(hours=1)
             document = make_manifest(model=MODEL, version=version, issued="2026-11-01T12:00:00Z")
             del document["number"]
             manifest = publisher.add(
