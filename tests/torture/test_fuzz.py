@@ -59,6 +59,7 @@ def test_a_deflated_stream_that_refers_before_its_beginning_is_refused(tmp_path:
         ("health", b'"reason": "crash"', b'"reason": "\\ud800"'),
         ("health", b'"source": {', b'"source": [], "other": {'),
         ("health", b'"running": {', b'"running": 7, "other": {'),
+        ("labels", b'"label": 7', b'"label": 7e999'),
         ("frame", b"'fortran_order': False", b"'fortran_order': (    "),
         ("frame", b"[[1, 2, 3]", b"[[1e308, 2, 3]"),
     ],

@@ -65,6 +65,6 @@ class Spool:
                 )
                 for entry in document["labels"]
             ]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             _log.warning("labels %s: passed over: %s", path, error)
             return []
