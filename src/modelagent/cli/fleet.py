@@ -31,7 +31,7 @@ from modelagent.inputs.commands import VERBS, WATCH
 from modelagent.inputs.config import Mqtt, load, parse, parse_duration
 from modelagent.sinks.log import escape
 
-QUIET_S: Final = 0.5  # no further retained status for this long: that was all
+QUIET_S: Final = 1.0  # no further retained status for this long: that was all
 COLUMNS: Final = ("device", "is", "model", "version", "phase", "reason", "age")
 _MAX_STATUS: Final = 256 * 1024  # bytes
 _SENT: Final = tuple(verb for verb in VERBS if verb not in (WATCH, "label", "history", "explain"))
