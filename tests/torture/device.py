@@ -57,7 +57,7 @@ NEEDS_SPACE: Final = ("create", "write", "symlink", "mkdir", "link", "append", "
 NEEDS_INODE: Final = ("create", "symlink", "mkdir", "open")
 NEEDS_DESCRIPTOR: Final = ("create", "append", "overwrite", "truncate", "fsync-dir", "open")
 LASTS: Final = 4  # an error is met at so many fitting points in a row, then the device is well again
-HELD_S: Final = 1.0  # at most, for the phase that a plan wants
+HELD_S: Final = 3.0  # at most, for the phase that a plan wants
 EAGER_S: Final = 5.0  # at most, for a hand
 CRUMB: Final = 32 * 1024  # bytes that a starved process finds free
 

@@ -22,7 +22,7 @@ from torture.device import ERRORS, MEMORY, PACES, Plan, Point
 from torture.disks import Disk
 from torture.world import CHAPTERS, Chapter, Player, World
 
-TRIES: Final = PACES * 2
+TRIES: Final = PACES * 3
 LINGERS_S: Final = 0.4  # at the end of a chapter, where a point is still to come
 NOWHERE: Final = Plan(Point("", "", ""), 1, "kill", "eager")  # never strikes: an undisturbed life in order
 ELSEWHERE: Final = "(elsewhere)"  # not in the state directory: a power cut or a full disk does not concern it
