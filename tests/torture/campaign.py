@@ -117,7 +117,7 @@ class Campaign:
         self.failures += (problems := [text for text in book.problems() if not text.endswith(NEVER)])
         for text in set(book.problems()) - set(problems):
             print(text, flush=True)
-        return {**counted(book), "failures": len(problems)}
+        return {**counted(book), "failures": len(problems), "turns": options.turns and len(kinds) > 1}
 
     def _keys(self, matrix: Matrix, kinds: tuple[str, ...], known: int) -> list[str]:
         """Plans as lines: each kind at each point, or where they take turns one kind at each."""

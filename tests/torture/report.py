@@ -71,7 +71,8 @@ def table(results: Results) -> str:
             survived = f"{counts['frames']:,} frames, {counts['frames_lost']} lost"
         if counts.get("left"):
             cycles = f"{cycles} (of {counts['cycles'] + counts['left']})"
-        row = (what, points, cycles, survived, counts["failures"], counts.get("commit", ""))
+        turns = ", the kinds in turn" if counts.get("turns") else ""
+        row = (what + turns, points, cycles, survived, counts["failures"], counts.get("commit", ""))
         lines.append(f"| {' | '.join(map(str, row))} |")
     return "\n".join(lines)
 
