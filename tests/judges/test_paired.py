@@ -103,19 +103,6 @@ def test_no_samples_prove_nothing_and_impossible_counts_are_refused() -> None:
         paired.tango_lower(5, 6, 10, 0.95)
 
 
-@given(st.integers(0, 400), st.integers(0, 400))
-def test_mcnemar_is_scipys_binomial(b: int, c: int) -> None:
-    if b + c:
-        oracle = stats.binomtest(c, b + c, 0.5, alternative="greater").pvalue
-        assert paired.mcnemar_exact(b, c) == pytest.approx(oracle, rel=1e-9, abs=1e-300)
-
-
-@pytest.mark.parametrize(("b", "c"), [(600, 700), (1500, 1400), (2000, 2200)])
-def test_mcnemar_with_many_pairs_is_scipys_too(b: int, c: int) -> None:
-    oracle = stats.binomtest(c, b + c, 0.5, alternative="greater").pvalue
-    assert paired.mcnemar_exact(b, c) == pytest.approx(oracle, rel=1e-7)
-
-
 def test_sample_sizes_are_those_of_the_rule() -> None:
     assert [paired.sample_size(0.02, d) for d in (0.04, 0.10)] == [857, 2141]
     assert [paired.sample_size(0.03, d) for d in (0.04, 0.10)] == [381, 952]

@@ -97,23 +97,6 @@ def _invert(b: int, c: int, n: int, z: float) -> float:
     return low
 
 
-def mcnemar_exact(b: int, c: int) -> float:
-    """One-sided exact p value for "the old model is better": P(C >= c) when b + c discordant samples are a coin's.
-
-    McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
-    Psychometrika 12 (1947) 153-157, with the exact binomial.
-    """
-    _check(b, c, b + c)
-    n = b + c
-    return min(1.0, math.fsum(math.comb(n, k) for k in range(c, n + 1)) / 2.0**n) if n < 1000 else _tail(n, c)
-
-
-def _tail(n: int, c: int) -> float:
-    """P(Binomial(n, 1/2) >= c) for large n, in logarithms."""
-    logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(c, n + 1)]
-    return min(1.0, math.fsum(math.exp(value - n * math.log(2.0)) for value in logs))
-
-
 def sample_size(margin: float, discordance: float, alpha: float = 0.05, power: float = 0.90) -> int:
     """Samples needed so that a model that is truly equal passes a margin with the wanted power.
 

@@ -69,33 +69,3 @@ class Sprt:
         if value >= self.upper:
             return Decision.HIGH
         return Decision.LOW if value <= self.lower else Decision.OPEN
-
-    def expected_samples(self, p: float) -> float:
-        """Wald's approximation of the mean number of outcomes until a decision when the true rate is `p`."""
-        up, down = math.log(self.p1 / self.p0), math.log((1.0 - self.p1) / (1.0 - self.p0))
-        drift = p * up + (1.0 - p) * down
-        spread = p * up * up + (1.0 - p) * down * down
-        if abs(drift) < 1e-12:
-            return -self.upper * self.lower / spread
-        high = self._power(p)
-        return (high * self.upper + (1.0 - high) * self.lower) / drift
-
-    def _power(self, p: float) -> float:
-        """Wald's approximation of the chance of HIGH at rate `p`, by the root of E[ratio^h] = 1."""
-        up, down = math.log(self.p1 / self.p0), math.log((1.0 - self.p1) / (1.0 - self.p0))
-        drift = p * up + (1.0 - p) * down
-
-        def excess(h: float) -> float:
-            return p * math.exp(h * up) + (1.0 - p) * math.exp(h * down) - 1.0
-
-        inner, outer = (-1e-9, -1.0) if drift > 0.0 else (1e-9, 1.0)
-        while excess(outer) < 0.0:
-            outer *= 2.0
-        for _ in range(200):
-            middle = 0.5 * (inner + outer)
-            if excess(middle) < 0.0:
-                inner = middle
-            else:
-                outer = middle
-        low, high = math.exp(outer * self.lower), math.exp(outer * self.upper)
-        return (1.0 - low) / (high - low)
