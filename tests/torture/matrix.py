@@ -147,5 +147,5 @@ def _ends(plan: Plan | None, seen: Seen) -> tuple[str, ...]:
     if plan.kind in ERRORS:
         return tuple(seen.ends)
     if plan.kind in MEMORY:  # as any error of the program: it ends, at once, and is started again
-        return ("1", "70", "71", "SIGABRT", "SIGSEGV")
+        return ("1", "70", "71", "SIGABRT", "SIGALRM", "SIGSEGV")
     return ("killed",) if len(seen.ends) == 1 else ()

@@ -64,6 +64,7 @@ _STATUS_S = 5.0  # between two signs of life to systemd's watchdog; a new status
 _SWEEP_S = 3600.0
 _DROP_S = 60.0  # between two looks for dropped labels
 _FACTS_S = 2.0  # how old the device's facts may be
+_THREADS_S = 20  # for the threads to be there: milliseconds, unless one of them never comes
 _OFFLINE_S = 30.0  # for the store to make an offline revert durable
 # What is read once at the start; an edit of these is remembered and takes effect at the next start.
 _FIXED = ("paths.", "repository.", "clock.", "mqtt.", "control.", "device.", "limits.canary.", "log.")
@@ -231,7 +232,10 @@ class Updater:
         self.driver.start()
         for name, make in wishes(self.settings):
             self.driver.post(name, make)
+        # A thread that finds no memory in its first steps leaves whoever starts it waiting for ever (CPython 3.11).
+        signal.alarm(_THREADS_S)
         with contextlib.ExitStack() as stack:
+            stack.callback(signal.alarm, 0)
             stack.enter_context(self.control)
             if self.session is not None:
                 self.session.start()
@@ -412,6 +416,7 @@ class Updater:
     # -- every turn --------------------------------------------------------------------------------------------
 
     def _beat(self) -> None:
+        signal.alarm(0)
         now = time.monotonic()
         status = "; ".join(summary(state) for state in self.driver.states.values()) or "no model configured"
         if now >= self._status_due or status != self._status:
