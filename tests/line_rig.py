@@ -239,9 +239,16 @@ class Rig:
             return [dict(row) for row in connection.execute("SELECT * FROM results ORDER BY rowid")]
 
     def wait(self, condition: Callable[[], Any], timeout: float = 15.0) -> float:
-        """Wait until the condition holds; returns the seconds it took."""
+        """Wait until the condition holds; returns the seconds it took. What health does not tell yet does not hold."""
+
+        def holds() -> bool:
+            try:
+                return bool(condition())
+            except KeyError:
+                return False
+
         begun = time.monotonic()
-        while not condition():
+        while not holds():
             assert self.process is None or self.process.poll() is None, f"the process ended: {self.log()}"
             assert time.monotonic() - begun < timeout, f"still not so after {timeout} s"
             time.sleep(0.01)

@@ -58,6 +58,7 @@ NEEDS_INODE: Final = ("create", "symlink", "mkdir", "open")
 NEEDS_DESCRIPTOR: Final = ("create", "append", "overwrite", "truncate", "fsync-dir", "open")
 LASTS: Final = 4  # an error is met at so many fitting points in a row, then the device is well again
 HELD_S: Final = 3.0  # at most, for the phase that a plan wants
+HELD_AT_ALL_S: Final = 12.0  # over one process's life: the chapter has to come to its end all the same
 EAGER_S: Final = 5.0  # at most, for a hand
 CRUMB: Final = 32 * 1024  # bytes that a starved process finds free
 
@@ -108,6 +109,7 @@ class Hook:
         self._count: Counter[Point] = Counter()
         self._left = 0
         self._fired = False
+        self._patience = HELD_AT_ALL_S
         self._guard = threading.Lock()
 
     def __call__(self, operation: str, path: str) -> None:
@@ -133,9 +135,11 @@ class Hook:
         """Where the plan wants it, have this thread (a hand's, an asker's) wait until the machine is in its phase."""
         if self._plan is None or self._plan.pace != "held" or threading.current_thread() is threading.main_thread():
             return
-        limit = time.monotonic() + HELD_S
+        begun = time.monotonic()
+        limit = begun + min(HELD_S, self._patience)
         while not self._fired and self._phase() != self._plan.point.phase and time.monotonic() < limit:
             time.sleep(0.001)
+        self._patience -= time.monotonic() - begun
 
     def _strike(self, kind: str) -> None:
         if kind in ERRORS:
