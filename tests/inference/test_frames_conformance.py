@@ -37,7 +37,6 @@ class Case:
     """One source and whoever feeds it. The taker answers every frame, as the loop does."""
 
     breaks = False  # bytes that nobody can read end it
-    unreadable = True  # it can be given such bytes
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -96,8 +95,6 @@ class Case:
 
 
 class Replay(Case):
-    unreadable = False
-
     def make(self) -> FrameSource:
         np.savez(self.directory / "camera.npz", input_0=np.zeros((3, 4, 5), np.float32))
         source = open_source(SourceOptions(kind="replay", path=self.directory / "camera.npz", fps=200.0))
@@ -205,8 +202,6 @@ class Broker(Case):
 
 
 class Camera(Case):
-    unreadable = False
-
     def make(self) -> FrameSource:
         from video_maker import make_video  # noqa: PLC0415 - needs the extra
 
@@ -219,14 +214,9 @@ class Camera(Case):
         """It plays by itself."""
 
 
-CASES = [
-    Replay,
-    Directory,
-    Stdin,
-    Http,
-    pytest.param(Broker, marks=pytest.mark.broker),
-    pytest.param(Camera, marks=pytest.mark.process),
-]
+# Those that are sent bytes by somebody, and those that read what lies or comes there anyway.
+SENT = [Directory, Stdin, Http, pytest.param(Broker, marks=pytest.mark.broker)]
+CASES = [Replay, *SENT, pytest.param(Camera, marks=pytest.mark.process)]
 
 
 @pytest.fixture(params=CASES, ids=lambda kind: kind.__name__.lower())
@@ -289,9 +279,8 @@ def test_nothing_is_left_open(case: Case) -> None:
     assert [thread for thread in threading.enumerate() if thread is not threading.main_thread()] == []
 
 
+@pytest.mark.parametrize("case", SENT, indirect=True, ids=lambda kind: kind.__name__.lower())
 def test_what_nobody_can_read_is_counted_and_named(case: Case) -> None:
-    if not case.unreadable:
-        pytest.skip("nobody sends it bytes")
     case.start()
     case.give(0)
     case.wait(lambda: len(case.frames) == 1)

@@ -167,7 +167,7 @@ def test_the_serving_worker_has_normal_priority_also_without_the_right_to_raise_
     """With RLIMIT_NICE (as the unit sets it) it loads at the lowest and comes back, without it loads at normal."""
     wrapper = [*(["prlimit", f"--nice={limit}"] if limit else []), *WITHOUT_RIGHT]
     if shutil.which("setpriv") is None or subprocess.run([*wrapper, "true"], check=False).returncode:
-        pytest.skip("this user may not set the limit or drop the capability")
+        pytest.skip("raising RLIMIT_NICE needs CAP_SYS_RESOURCE and dropping a capability CAP_SETPCAP: not given here")
     with Rig(tmp_path) as rig:
         only = rig.slot("digits-1.0.0.tflite", confirmed=True)
         rig.link("current", only)

@@ -255,14 +255,12 @@ class Line:
 
     def _read_labels(self) -> None:
         self._archive.keep(self.shadow.fresh())
-        self._archive.flush()
         worker, target = self.handover.active, self.handover.links.current
         running = worker.digest if worker is not None else ""
         if self._served is None and worker is not None and worker.since:
             self._served = worker.since
-        if self._served is None or time.monotonic() - self._served < self._heard_s:
-            return
-        for name, label, right, again in self._spool.news():
+        heard = self._served is not None and time.monotonic() - self._served >= self._heard_s
+        for name, label, right, again in self._spool.news() if heard else ():
             if self.records.label(name, label=label, right=right, running=running, again=again) is None:
                 continue
             if not self.shadow.label(name, label, right) and (pair := self._archive.pair(name)) is not None:

@@ -14,7 +14,6 @@ that is away for long costs the samples that come meanwhile, not those that were
 """
 
 import contextlib
-import http.client
 import io
 import json
 import logging
@@ -27,15 +26,14 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 
-from modelagent import __version__
 from modelagent.durable import write_atomic
 from modelagent.inference.decisions import Decision
 from modelagent.inference.frames import Frame
 from modelagent.inference.options import SampleOptions
+from modelagent.inference.post import post
 
 _log = logging.getLogger(__name__)
 
-_TIMEOUT: Final = 10.0  # seconds, of each wait for the other side
 _BACK_OFF: Final = (1.0, 300.0)  # seconds between two tries, doubling
 _DAY: Final = 86_400
 _LATER: Final = (408, 429)  # the answers below 500 that mean: not now
@@ -190,30 +188,14 @@ class Upload:
         self._problem = problem
 
     def _post(self, sample: _Sample, body: bytes) -> None:
-        parts = urlsplit(self._options.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT)
         self._afford(len(body))
         headers = {f"Modelagent-{key.title()}": quote(value) for key, value in sample.about.items()}
-        headers |= {
-            "Content-Type": "application/zip",
-            "User-Agent": f"modelagent/{__version__}",
-            "Idempotency-Key": sample.id,
-        }
-        try:
-            connection.connect()
-            self._spend(len(body))  # also where it fails later: a metered link has carried it
-            connection.request("POST", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), body, headers)
-            answer = connection.getresponse()
-            answer.read(1 << 16)
-            status = answer.status
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise OSError(f"{parts.hostname}: {error or type(error).__name__}") from error
-        finally:
-            connection.close()
+        headers["Content-Type"] = "application/zip"
+        # Spent also where it fails later: a metered link has carried it.
+        status = post(self._options.url, body, headers, sample.id, connected=lambda: self._spend(len(body)))
         if 200 <= status < 300:
             return
-        text = f"{parts.hostname}: answered {status}"
+        text = f"{urlsplit(self._options.url).hostname}: answered {status}"
         raise OSError(text) if status >= 500 or status in _LATER else _RefusedError(text)
 
     def _write(self, directory: Path, sample: _Sample, body: bytes) -> None:

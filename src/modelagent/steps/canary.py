@@ -36,6 +36,7 @@ from modelagent.core.verdicts import CanaryVerdict
 from modelagent.errors import DeviceError, ModelError
 from modelagent.judges.canary import CanaryEvidence, ModelRun, Problem, Sample, judge_canary
 from modelagent.manifest import Manifest, parse
+from modelagent.steps import witness
 
 WORKER: Final = (sys.executable, "-m", "modelagent.inference.worker")
 _PACKET: Final = 64 * 1024  # bytes, the protocol's largest answer
@@ -110,8 +111,15 @@ class CanaryRunner:
         Raises:
             DeviceError: `abandoned`, `canary` (this device cannot now) or `hash` (the slot's bytes have changed).
         """
-        bench = _Bench(self._worker, self._threads, self._budget_s, criteria, abandoned, delegate=self._delegate)
-        bench.memory_mb = self._memory_mb
+        bench = _Bench(
+            self._worker,
+            self._threads,
+            self._budget_s,
+            criteria,
+            abandoned,
+            delegate=self._delegate,
+            memory_mb=self._memory_mb,
+        )
         try:
             evidence = bench.gather(candidate_slot, baseline_slot, run, self._clock())
         finally:
@@ -133,9 +141,10 @@ class _Bench:
         criteria: Manifest,
         abandoned: Callable[[], bool],
         *,
-        delegate: Path | None = None,
+        delegate: Path | None,
+        memory_mb: float,
     ) -> None:
-        self.memory_mb = math.inf
+        self.memory_mb = memory_mb
         self._worker = worker
         self._delegate = delegate
         self._threads = threads
@@ -333,7 +342,7 @@ class _Session:
         """
         try:
             self._ask({"do": "memory"}, _START_S, "starting")
-            self._facts["cage"] = _cage(self._running().pid)
+            self._facts["cage"] = witness.cage(self._running().pid)
         except _Ended as ended:
             raise _Ended(ended.problem, outside=True) from ended
 
@@ -366,7 +375,11 @@ class _Session:
     def unload(self) -> None:
         """Measure the peak, unload, and wait for a clean end: some models crash only here."""
         answer = self._ask({"do": "memory"}, _SHORT_S, "measuring memory")
-        self._peak_kb = max(self._peak_kb, int(self._number(answer, "peak_kb", "measuring memory")), self._high_water())
+        self._peak_kb = max(
+            self._peak_kb,
+            int(self._number(answer, "peak_kb", "measuring memory")),
+            witness.peak_kb(self._running().pid),
+        )
         self._ask({"do": "unload"}, _SHORT_S, "unloading")
         child = self._running()
         status = child.wait(min(_SHORT_S, self._left_s))
@@ -409,7 +422,7 @@ class _Session:
         child, control = self._running(), self._socket
         assert control is not None, "spawn() was called"  # noqa: S101
         began, limit = time.monotonic(), min(patience, self._left_s)
-        waited_before = _waited_s(child.pid)
+        waited_before = witness.waited_s(child.pid)
         with contextlib.suppress(OSError):  # a worker that is gone or does not read shows in what follows
             control.send(json.dumps(command).encode())
         poll = select.poll()
@@ -420,7 +433,7 @@ class _Session:
                 self._bench.check_abandoned()
                 left = limit - (time.monotonic() - began)
                 if left <= 0.0:
-                    self._give_up(doing, limit, _waited_s(child.pid) - waited_before)
+                    self._give_up(doing, limit, witness.waited_s(child.pid) - waited_before)
                 ready = {fd for fd, _ in poll.poll(min(_TICK_S, left) * 1000.0)}
                 self._watch_memory(doing)
                 if time.monotonic() - began >= _LIFT_S:
@@ -513,14 +526,6 @@ class _Session:
             text = f"ate {present // 1024} MB while {doing}, promised are at most {promised:.0f} MB"
             self._stop(Problem("memory", text, doing))
 
-    def _high_water(self) -> int:
-        """The kernel's own count of the peak, KiB: a worker may say what it likes."""
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            for line in Path(f"/proc/{self._running().pid}/status").read_text("ascii", "replace").splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1])
-        return 0
-
     def _explain_end(self, doing: str) -> NoReturn:
         """The worker is gone: name the signal, and tell what it did from what was done to it."""
         child = self._running()
@@ -565,24 +570,6 @@ def _where(wanted: str, used: str) -> str:
 
 def _unlike(count: int, criteria: Manifest) -> str:
     return f"the sample set holds {count} samples, its manifest promises {criteria.canary.samples}"
-
-
-def _waited_s(pid: int) -> float:
-    """Seconds that the process was ready to run and had no processor (second number of /proc/<pid>/schedstat)."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(Path(f"/proc/{pid}/schedstat").read_bytes().split()[1]) / 1e9
-    return 0.0
-
-
-def _cage(pid: int) -> str:
-    """What the kernel says holds the process: a worker may say what it likes."""
-    found = dict.fromkeys(("NoNewPrivs:", "Seccomp:"), "?")
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text("ascii", "replace").splitlines():
-            name, _, value = line.partition("\t")
-            if name in found:
-                found[name] = value
-    return f"no-new-privs {found['NoNewPrivs:']}, seccomp {found['Seccomp:']}"
 
 
 def _whole(value: object) -> TypeGuard[int]:

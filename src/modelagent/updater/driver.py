@@ -46,7 +46,8 @@ from modelagent.steps.slots import SlotStore
 from modelagent.updater.hands import Hands, Work, finished
 
 _log = logging.getLogger("modelagent.updater")
-_LOOK_S: Final = {Phase.ACTIVATING: 0.2, Phase.PROBATION: 1.0, Phase.REVERTING: 0.2}
+# In Idle nobody waits for an answer, and inference has protected itself already.
+_LOOK_S: Final = {Phase.IDLE: 4.0, Phase.ACTIVATING: 0.2, Phase.PROBATION: 1.0, Phase.REVERTING: 0.2}
 _LOOK_OTHERWISE_S: Final = 2.0
 _AGAIN_MAX: Final = 32  # steps in a row that ask to look again; more would be a machine that never rests
 
@@ -215,16 +216,13 @@ class Driver:
         now = self._clock.now()
         if now.mono < self._next_look:
             return
-        # Where nothing is under way nobody waits for an answer, and inference has protected itself already.
-        gap = 2 * _LOOK_OTHERWISE_S
+        gap = _LOOK_S[Phase.IDLE]
         for name, port in self._ports.items():
             reading = port.poller.poll(now.mono)
             self.readings[name] = reading
             for make in reading.events:
                 self._turn(name, make)
-            phase = self.states[name].phase
-            if phase is not Phase.IDLE:
-                gap = min(gap, _LOOK_S.get(phase, _LOOK_OTHERWISE_S))
+            gap = min(gap, _LOOK_S.get(self.states[name].phase, _LOOK_OTHERWISE_S))
         self._next_look = now.mono + gap
         durable.tidy()
         for name in tuple(self._unkept):  # nothing may happen for hours that would write it
