@@ -16,7 +16,7 @@ from modelagent import children
 from modelagent.core.verdicts import CanaryVerdict, Outcome
 from modelagent.errors import DeviceError
 from modelagent.manifest import Manifest
-from modelagent.steps import canary
+from modelagent.steps import canary, witness
 from modelagent.steps.canary import CanaryRunner
 
 pytestmark = pytest.mark.process
@@ -287,7 +287,7 @@ def test_a_device_without_a_processor_to_spare_waits(
     manifest = digit_slots.write_slot(tmp_path / "x", "hostile/hang_on_input.tflite", canary=samples)
     began = time.monotonic()
     monkeypatch.setattr(canary, "_STARVED", 0.5)
-    monkeypatch.setattr(canary.witness, "waited_s", lambda _pid: time.monotonic() - began)  # it always waits
+    monkeypatch.setattr(witness, "waited_s", lambda _pid: time.monotonic() - began)  # it always waits
     with pytest.raises(DeviceError, match="it had no processor"):
         judge(tmp_path / "x", manifest, running, budget_s=2.5)
 
