@@ -171,6 +171,28 @@ def test_a_bad_edit_after_a_good_start_keeps_the_last_good_settings(box: Path) -
             process.wait(20)
 
 
+def test_an_updater_that_stands_still_is_ended_by_the_kernel(box: Path) -> None:
+    """Stopped for longer than its limit (cut to six seconds here), it dies as soon as it could go on."""
+    shortened = "from modelagent import updater, cli; updater._STILL_S = 6; cli.main()"
+    arguments = [sys.executable, "-c", shortened, "--config", str(box / "etc" / "modelagent.toml"), "run", "updater"]
+    process = subprocess.Popen(arguments, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    try:
+        wait_for((box / "run" / "control.sock").exists)
+        assert ask(box, "status", "--json").stdout
+        os.kill(process.pid, signal.SIGSTOP)
+        wait_for(lambda: int(status_of(process.pid)["ShdPnd"], 16) & 1 << signal.SIGALRM - 1 != 0)
+        os.kill(process.pid, signal.SIGCONT)
+        assert process.wait(20) == -signal.SIGALRM
+    finally:
+        process.kill()
+        process.wait()
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
 def test_what_comes_from_outside_cannot_forge_a_line_of_the_log(box: Path) -> None:
     """The name of a file in conf.d is anybody's who may write there; the log shows it, on one line."""
     config, said = box / "etc" / "modelagent.toml", box / "said"

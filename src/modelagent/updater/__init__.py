@@ -65,6 +65,9 @@ _SWEEP_S = 3600.0
 _DROP_S = 60.0  # between two looks for dropped labels
 _FACTS_S = 2.0  # how old the device's facts may be
 _THREADS_S = 20  # for the threads to be there: milliseconds, unless one of them never comes
+# Without a turn for so long the kernel ends the process (SIGALRM), as the unit's WatchdogSec does under systemd: that
+# needs neither memory nor a thread of ours, and holds in a container too. A slow disk's longest sync has to fit.
+_STILL_S = 60
 _OFFLINE_S = 30.0  # for the store to make an offline revert durable
 # What is read once at the start; an edit of these is remembered and takes effect at the next start.
 _FIXED = ("paths.", "repository.", "clock.", "mqtt.", "control.", "device.", "limits.canary.", "log.")
@@ -416,7 +419,7 @@ class Updater:
     # -- every turn --------------------------------------------------------------------------------------------
 
     def _beat(self) -> None:
-        signal.alarm(0)
+        signal.alarm(_STILL_S)
         now = time.monotonic()
         status = "; ".join(summary(state) for state in self.driver.states.values()) or "no model configured"
         if now >= self._status_due or status != self._status:
