@@ -36,6 +36,7 @@ from modelagent.errors import Remedy
 from modelagent.manifest import Release
 
 _OVERDUE = "overdue: "
+_DOUBLINGS = 40  # a second is 30,000 years by then; a count that grows for years must not outgrow a float
 
 
 class Scene:
@@ -198,7 +199,7 @@ class Scene:
     def _count_setback(self) -> None:
         rules, known = self.answers.rules, self.state.setbacks
         times = known.times + 1 if known is not None else 1
-        seconds = 0.0 if times < 2 else min(rules.setback_s * 2.0 ** min(times - 2, 40), rules.postpone_max_s)
+        seconds = 0.0 if times < 2 else min(_doubled(rules.setback_s, times - 2), rules.postpone_max_s)
         self.set(setbacks=Setbacks(times, Timer.after(self.event.at, seconds)))
 
     def decline(self, release: Release, reason: str) -> None:
@@ -211,7 +212,7 @@ class Scene:
         rules = self.answers.rules
         known = self.state.postponed.get(release.digest)
         times = known.times + 1 if known else 1
-        seconds = min(rules.postpone_s * 2 ** (times - 1), rules.postpone_max_s)
+        seconds = min(_doubled(rules.postpone_s, times - 1), rules.postpone_max_s)
         entry = Postponed(Timer.after(self.event.at, seconds), times, reason)
         keep = dict(list(self.state.postponed.items())[-31:])
         self.set(postponed={**keep, release.digest: entry}, attempts=Attempts(release.digest))
@@ -220,7 +221,7 @@ class Scene:
     def back_off(self, failures: int, retry_after: float = 0.0) -> Timer:
         """Exponential, jittered by the event's draw (full to half), never under what the server asked for."""
         rules = self.answers.rules
-        seconds = min(rules.back_off_s * 2 ** max(0, failures - 1), rules.back_off_max_s)
+        seconds = min(_doubled(rules.back_off_s, failures - 1), rules.back_off_max_s)
         return Timer.after(self.event.at, max(seconds * (0.5 + 0.5 * self.event.draw), retry_after))
 
     def stumble(self, rank: int, *, progress: int = 0, reason: str, retry_after: float = 0.0) -> Phase:
@@ -451,3 +452,7 @@ class Scene:
         partials = tuple(name for r in offers if r is not None for name in (r.digest, r.model_file))
         keep = tuple(sorted(s.release.digest for s in kept))
         self.effects.append(effects.Vacuum(state.model, 0, keep, partials))
+
+
+def _doubled(seconds: float, times: int) -> float:
+    return seconds * 2.0 ** max(0, min(times, _DOUBLINGS))
