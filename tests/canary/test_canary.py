@@ -16,7 +16,7 @@ from modelagent import children
 from modelagent.core.verdicts import CanaryVerdict, Outcome
 from modelagent.errors import DeviceError
 from modelagent.manifest import Manifest
-from modelagent.steps import canary, witness
+from modelagent.steps import canary, trial, witness
 from modelagent.steps.canary import CanaryRunner
 
 pytestmark = pytest.mark.process
@@ -35,7 +35,7 @@ def no_child_is_left() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def a_busy_machine_is_not_starvation(monkeypatch: pytest.MonkeyPatch) -> None:
     """With time limits of seconds instead of minutes, other work on the test machine would look like starvation."""
-    monkeypatch.setattr(canary, "_STARVED", 2.0)
+    monkeypatch.setattr(trial, "_STARVED", 2.0)
 
 
 def _children() -> set[int]:
@@ -268,7 +268,7 @@ def test_a_worker_killed_from_outside_blames_no_release(
         started.append(children.spawn(*args, **options))
         return started[-1]
 
-    monkeypatch.setattr(canary, "spawn", spawn)
+    monkeypatch.setattr(trial, "spawn", spawn)
 
     def kill_the_second() -> bool:
         if len(started) == 2:
@@ -286,7 +286,7 @@ def test_a_device_without_a_processor_to_spare_waits(
     samples = _canary_with_trigger(tmp_path / "trigger.npz")
     manifest = digit_slots.write_slot(tmp_path / "x", "hostile/hang_on_input.tflite", canary=samples)
     began = time.monotonic()
-    monkeypatch.setattr(canary, "_STARVED", 0.5)
+    monkeypatch.setattr(trial, "_STARVED", 0.5)
     monkeypatch.setattr(witness, "waited_s", lambda _pid: time.monotonic() - began)  # it always waits
     with pytest.raises(DeviceError, match="it had no processor"):
         judge(tmp_path / "x", manifest, running, budget_s=2.5)
@@ -300,7 +300,7 @@ def test_a_device_that_cannot_start_a_process_waits(
     def spawn(*args: Any, **options: Any) -> children.Child:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(canary, "spawn", spawn)
+    monkeypatch.setattr(trial, "spawn", spawn)
     with pytest.raises(DeviceError, match="Resource temporarily unavailable"):
         CanaryRunner().run(tmp_path / "x", running, 1, manifest, never)
 
@@ -308,7 +308,7 @@ def test_a_device_that_cannot_start_a_process_waits(
 def test_a_worker_program_that_never_comes_up_blames_no_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(canary, "_START_S", 1.0)
+    monkeypatch.setattr(trial, "_START_S", 1.0)
     manifest = digit_slots.write_slot(tmp_path / "x", "digits-1.1.0.tflite")
     with pytest.raises(DeviceError, match="while starting"):
         judge(tmp_path / "x", manifest, None, worker=(*HOSTILE, "silent"))
@@ -335,7 +335,7 @@ def test_a_worker_that_was_taken_over_is_a_verdict_in_time_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, code: str
 ) -> None:
     monkeypatch.setenv("HOSTILE_DIRECTORY", str(tmp_path))
-    monkeypatch.setattr(canary, "_ENVIRONMENT", (*canary._ENVIRONMENT, "HOSTILE_DIRECTORY"))
+    monkeypatch.setattr(trial, "_ENVIRONMENT", (*trial._ENVIRONMENT, "HOSTILE_DIRECTORY"))
     manifest = digit_slots.write_slot(tmp_path / "x", "digits-1.1.0.tflite", change={"limits.memory_mb": 60.0})
     started: list[children.Child] = []
 
@@ -343,7 +343,7 @@ def test_a_worker_that_was_taken_over_is_a_verdict_in_time_and_leaves_nothing(
         started.append(children.spawn(*args, **options))
         return started[-1]
 
-    monkeypatch.setattr(canary, "spawn", spawn)
+    monkeypatch.setattr(trial, "spawn", spawn)
     began = time.monotonic()
     verdict = judge(tmp_path / "x", manifest, None, worker=(*HOSTILE, mode), budget_s=2.5)
     assert time.monotonic() - began < 15.0
@@ -359,7 +359,7 @@ def test_a_runtime_that_was_taken_over_cannot_leave_the_cage(tmp_path: Path, mon
     place.mkdir()
     (place / "secret").write_text("key")
     monkeypatch.setenv("HOSTILE_DIRECTORY", str(place))
-    monkeypatch.setattr(canary, "_ENVIRONMENT", (*canary._ENVIRONMENT, "HOSTILE_DIRECTORY"))
+    monkeypatch.setattr(trial, "_ENVIRONMENT", (*trial._ENVIRONMENT, "HOSTILE_DIRECTORY"))
     manifest = digit_slots.write_slot(tmp_path / "x", "digits-1.1.0.tflite")
     verdict = judge(tmp_path / "x", manifest, None, worker=(*HOSTILE, "break-out"), budget_s=10.0)
     assert verdict.reason == "broke out by []"
@@ -380,7 +380,7 @@ def test_a_lying_worker_is_found_by_the_other_ones_labels(
     def spawn(argv: list[str], **options: Any) -> children.Child:
         return children.spawn([*next(workers), argv[-1]], **options)
 
-    monkeypatch.setattr(canary, "spawn", spawn)
+    monkeypatch.setattr(trial, "spawn", spawn)
     verdict = judge(tmp_path / "x", manifest, running)
     assert (verdict.outcome, verdict.hard) == (Outcome.FAIL, True)
     assert "one of them lies" in verdict.reason
