@@ -90,7 +90,14 @@ def test_a_model_file_that_the_runtime_refuses_or_dies_of(place: Path) -> None:
     ("words", "said"),
     [
         (("--margin", "0.01"), "6183 samples"),
-        (("--labels", "{place}/nowhere"), "nowhere"),
+        (("--labels", "{place}/nowhere"), "nowhere: No such file or directory; name a readable file"),
+        (("--labels", "{place}/empty"), "found no class name"),
+        (("--labels", "{place}/deep.json"), "deep.json: no JSON"),
+        (("--manifest", "{place}/deep.json"), "deep.json: no JSON"),
+        (("--warmup", "{place}/list.json"), "warmup file: {place}/list.json: found File is not a zip file"),
+        (("--canary", "{place}/nowhere"), "canary file: {place}/nowhere: found No such file or directory"),
+        (("--margin", "nan"), "--margin: found nan; allowed is a finite number"),
+        (("--version", "none"), "means no release at all"),
         (("--manifest", "{place}/list.json"), "no JSON object"),
         (("--parent", "9.9"), "no such release"),
         (("--hardware", "x" * 300), "hardware"),
@@ -100,10 +107,12 @@ def test_a_model_file_that_the_runtime_refuses_or_dies_of(place: Path) -> None:
 def test_what_is_refused_says_why(place: Path, words: tuple[str, ...], said: str) -> None:
     run("init", "--model", "digits")
     (place / "list.json").write_text("[1]")
+    (place / "deep.json").write_text("[" * 100_000)
+    (place / "empty").write_text("\n")
     typed = [word.format(place=place) for word in words]
     add = ("add", MODEL, "--model", "digits", "--version", "1", "--canary", DIGITS / "canary.npz")
     result = run(*add, *typed, code=2)
-    assert said in result.stderr
+    assert said.format(place=place) in result.stderr
     assert answer("status")["models"] == {"digits": []}
 
 
@@ -113,7 +122,33 @@ def test_errors_are_documents_where_json_is_asked_for(place: Path) -> None:
     assert answer("init", code=2)["code"] == "exists"
     assert answer("channel", "digits", "stable", "1.0.0", code=2)["code"] == "unknown-version"
     assert answer("channel", "digits", "stable", "none", "--wave", "soon=1", code=2)["code"] == "bad-wave"
+    for moment in ("0001-01-01T00:00+23:00", "9999-12-31T23:59-23:00"):
+        assert answer("channel", "digits", "stable", "none", "--wave", f"{moment}=1", code=2)["code"] == "bad-wave"
+    assert answer("withdraw", "digits", "1.0.0", "--reason", " ", code=2)["code"] == "no-reason"
     assert answer("keys", "rotate", "nobody", code=2)["code"] == "no-key"
+    wrong = answer("verify", "--keys", place, code=1)["errors"]
+    assert wrong == [f"{place}/root.json: No such file or directory; --keys names the directory that holds root.json"]
+
+
+@pytest.mark.parametrize(
+    "words", [("--root-days", "99999999999"), ("--root-keys", "100000"), ("--timestamp-days", "-5")], ids=" ".join
+)
+def test_numbers_beyond_reason_make_no_repository(place: Path, words: tuple[str, ...]) -> None:
+    assert "not in the range" in run("init", "--model", "digits", *words, code=2).stderr
+    assert not (place / "repo").exists()
+
+
+def test_a_place_that_cannot_be_used_is_named_and_a_second_try_finds_no_keys_in_its_way(place: Path) -> None:
+    (place / "file").write_text("")
+    said = answer("init", "--model", "digits", "--repo", place / "file" / "repo", code=1)
+    assert said == {"error": f"{place}/file/repo: Not a directory; name another place", "code": "file"}
+    run("init", "--model", "digits")
+
+
+def test_a_passphrase_file_that_is_none_is_refused(place: Path) -> None:
+    (place / "rubbish").write_bytes(bytes(range(1, 256)) * 8)
+    said = run("init", "--encrypt", "--passphrase-file", place / "rubbish", code=2).stderr
+    assert "a passphrase has at most 1023; name the right file" in said
 
 
 def test_keys_are_encrypted_where_a_passphrase_is_given(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

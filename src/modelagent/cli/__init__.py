@@ -10,6 +10,7 @@ Exit codes, the same for every command: 0 done; 1 failed or unhealthy; 2 wrong u
 the reason; 4 the updater does not answer.
 """
 
+import errno
 import importlib
 import json
 from collections.abc import Callable
@@ -27,6 +28,22 @@ FAILED: Final = 1
 USAGE: Final = 2
 REFUSED: Final = 3
 UNREACHABLE: Final = 4
+# What a person can do about a file that a command could not use.
+_REMEDIES: Final = {
+    errno.ENOSPC: "make room there and run the command again",
+    errno.EDQUOT: "make room there and run the command again",
+    errno.EROFS: "name a place that can be written",
+    errno.EACCES: "run the command as its owner, or name another place",
+    errno.EPERM: "run the command as its owner, or name another place",
+    errno.ENOENT: "name a place that is there",
+    errno.ENOTDIR: "name another place",
+    errno.EISDIR: "name another place",
+    errno.EEXIST: "name another place",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.ELOOP: "name another place",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EIO: "see `dmesg`: the storage may be failing",
+}
 DEFAULT_CONFIG: Final = Path("/etc/modelagent/modelagent.toml")
 EXIT_CODES: Final = (
     "\b\nExit codes: 0 done; 1 failed or unhealthy; 2 wrong usage or settings;\n"
@@ -124,6 +141,13 @@ class LazyGroup(click.Group):
         except AgentError as error:
             say_error(ctx.find_object(Frame), error.message, error.code)
             ctx.exit(USAGE if isinstance(error, UsageError) else FAILED)
+        except OSError as error:
+            # The agent's own processes keep their traces; a person who typed a command wants the place and the remedy.
+            if ctx.invoked_subcommand == "run" or error.errno not in _REMEDIES:
+                raise
+            where = f"{error.filename}: " if error.filename is not None else ""
+            say_error(ctx.find_object(Frame), f"{where}{error.strerror}; {_REMEDIES[error.errno]}", "file")
+            ctx.exit(FAILED)
 
 
 @click.group(

@@ -7,6 +7,7 @@ This file knows how a release's contract is typed. It does not know how anything
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -127,6 +128,9 @@ def _document(
     repository: Repository, tflite: Path, options: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Path | bytes]]:
     """The manifest document and files of what was typed."""
+    for key, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"--{key.replace('_', '-')}: found {value}; allowed is a finite number", code="bad-option")
     extra = {} if options["manifest"] is None else _json_object(options["manifest"])
     # Tensors that were written down are not read: that is how a file is published that the runtime here cannot load.
     stated = "inputs" in extra and "outputs" in extra
@@ -224,18 +228,21 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; name a readable file", code="file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: no JSON ({error}); correct the file", code="file") from error
 
 
 def _labels(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: {error}; name a readable file", code="file") from error
-    if text.lstrip().startswith("["):
-        names = _json(path)
-        if not all(isinstance(name, str) for name in names):
-            raise UsageError(f"{path}: allowed is a JSON list of strings", code="file")
-        return list(names)
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; name a readable file", code="file") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: no text ({error}); name a file with the class names", code="file") from error
+    names = _json(path) if text.lstrip().startswith("[") else [line.strip() for line in text.splitlines()]
+    if not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{path}: allowed is a JSON list of strings", code="file")
+    found = [name for name in names if name]
+    if not found:
+        raise UsageError(f"{path}: found no class name; write one a line, or leave --labels out", code="file")
+    return found

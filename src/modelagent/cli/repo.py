@@ -20,12 +20,14 @@ import click
 from modelagent import manifest
 from modelagent.cli import EXIT_CODES, Frame, json_option
 from modelagent.errors import UsageError
+from modelagent.publish import channels
 from modelagent.publish.channels import Plan
 from modelagent.publish.keys import KeyRing, passphrase_from
 from modelagent.publish.repository import Lifetimes, Repository
 
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
 _DIRECTORY: Final = click.Path(path_type=Path, file_okay=False)
+_DAYS: Final = click.IntRange(0, 36_500)
 Options = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -175,12 +177,16 @@ def repo() -> None:
 @places
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A model to publish; may be given again.")
 @click.option("--encrypt", is_flag=True, help="Encrypt every key but the online one.")
-@click.option("--root-keys", default=1, show_default=True, help="How many root keys to make.")
+@click.option(
+    "--root-keys", type=click.IntRange(1, 99), default=1, show_default=True, help="How many root keys to make."
+)
 @click.option("--root-threshold", default=1, show_default=True, help="How many of them must sign a new root.")
-@click.option("--timestamp-days", default=7, show_default=True, help="Life of the timestamp's signature.")
-@click.option("--snapshot-days", default=30, show_default=True, help="Life of the snapshot's signature.")
-@click.option("--targets-days", default=365, show_default=True, help="Life of a release's or channel's signature.")
-@click.option("--root-days", default=365, show_default=True, help="Life of the root's signature.")
+@click.option("--timestamp-days", type=_DAYS, default=7, show_default=True, help="Life of the timestamp's signature.")
+@click.option("--snapshot-days", type=_DAYS, default=30, show_default=True, help="Life of the snapshot's signature.")
+@click.option(
+    "--targets-days", type=_DAYS, default=365, show_default=True, help="Life of a release's or channel's signature."
+)
+@click.option("--root-days", type=_DAYS, default=365, show_default=True, help="Life of the root's signature.")
 @click.pass_obj
 def init(
     frame: Frame,
@@ -308,7 +314,7 @@ def channel(
     With waves, each device starts when the share that holds it may; without, all may start at once.
     """
     repository = open_repository(directory, keys_dir, passphrase_file)
-    wanted = None if version == "none" else version
+    wanted = None if version == channels.NOTHING else version
     said = repository.channel(model, channel, wanted, waves=[wave_of(text) for text in waves])
     answer(
         frame,
@@ -326,8 +332,8 @@ def wave_of(text: str) -> Plan:
     try:
         moment = datetime.fromisoformat(start)
         zoned = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return Plan(zoned, float(share), _names(groups), _names(hardware))
-    except ValueError as error:
+        return Plan(zoned.astimezone(UTC), float(share), _names(groups), _names(hardware))
+    except (ValueError, OverflowError) as error:
         raise UsageError(
             f"--wave {text!r}: allowed is TIME=SHARE[@GROUP,...][/HARDWARE,...], such as 2026-11-01T12:00Z=0.1 or "
             "2026-11-01T12:00Z=1@lab/aarch64",

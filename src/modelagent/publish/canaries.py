@@ -99,7 +99,7 @@ def check_file(manifest: Manifest, data: Path | bytes, *, what: str = "canary") 
     Raises:
         UsageError: `canary-file`, naming the array, what it is and what it should be.
     """
-    shapes = _shapes(data)
+    shapes = _shapes(data, what)
     names = [f"input_{index}" for index in range(len(manifest.inputs))]
     metric = manifest.canary.metric
     truth = "reference" if metric == "agreement" else "labels"
@@ -128,13 +128,13 @@ def check_file(manifest: Manifest, data: Path | bytes, *, what: str = "canary") 
             raise _bad(what, "labels", f"{dtype} {list(shape)}", "int64, one a sample")
 
 
-def _shapes(data: Path | bytes) -> dict[str, tuple[tuple[int, ...], str]]:
+def _shapes(data: Path | bytes, what: str = "canary") -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype of each array, read from the headers alone."""
     try:
         with zipfile.ZipFile(io.BytesIO(data) if isinstance(data, bytes) else data) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
             if unpacked > MAX_UNPACKED:
-                raise _bad("canary", "size", f"{unpacked} bytes unpacked", f"at most {MAX_UNPACKED}")
+                raise _bad(what, "size", f"{unpacked} bytes unpacked", f"at most {MAX_UNPACKED}")
             found = {}
             for entry in archive.infolist():
                 with archive.open(entry) as stream:
@@ -146,11 +146,13 @@ def _shapes(data: Path | bytes) -> dict[str, tuple[tuple[int, ...], str]]:
                     )
                     shape, _, dtype = read(stream)
                 if dtype.hasobject:
-                    raise _bad("canary", entry.filename, "Python objects", "plain numbers")
+                    raise _bad(what, entry.filename, "Python objects", "plain numbers")
                 found[entry.filename.removesuffix(".npy")] = (tuple(int(size) for size in shape), dtype.name)
             return found
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise _bad("canary", "the file", str(error), "an .npz made by numpy.savez") from error
+        found_instead = error.strerror if isinstance(error, OSError) and error.strerror else error
+        name = "the file" if isinstance(data, bytes) else str(data)
+        raise _bad(what, name, found_instead, "an .npz made by numpy.savez") from error
 
 
 def _spread(confidence: float, power: float) -> float:

@@ -9,10 +9,12 @@ What was withdrawn once stays withdrawn: devices that were off for a year must s
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from modelagent.errors import UsageError
 from modelagent.steps import channel as form
+
+NOTHING: Final = "none"  # how a channel that names no release is typed; no version is called so
 
 Named = tuple[str, str]  # version, digest of the manifest
 

@@ -76,6 +76,11 @@ def complete(
     draft.setdefault("floor", 0)
     draft["files"] = {name: {"sha256": item.sha256, "length": item.length} for name, item in contents.items()}
     release = _checked(draft, contents, accept_small_canary=accept_small_canary)
+    if release.version == channels.NOTHING:
+        raise UsageError(
+            f"version {release.version}: for a channel that word means no release at all; give another",
+            code="manifest",
+        )
     if form.manifest_path(release.model, release.version) in published:
         raise UsageError(
             f"{release.model} {release.version} is published already and never changes; give a new version",
@@ -116,7 +121,7 @@ def json_object(data: bytes) -> dict[str, Any]:
     """
     try:
         document = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"manifest: no JSON ({error}); correct the file", code="manifest") from error
     if not isinstance(document, dict):
         raise UsageError("manifest: found no object; correct the file", code="manifest")

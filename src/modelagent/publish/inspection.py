@@ -50,7 +50,10 @@ def verify(repository: Repository, *, now: Callable[[], float]) -> Findings:
             releases = [
                 (model, version) for model in repository.models() for version, _, _ in repository.releases(model)
             ]
-        except (AgentError, OSError) as error:
+        except OSError as error:
+            found.errors.append(f"{error.filename}: {error.strerror}; --keys names the directory that holds root.json")
+            return found
+        except AgentError as error:
             found.errors.append(str(error))
             return found
         source = DirectorySource(repository.directory)

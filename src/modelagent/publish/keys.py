@@ -30,6 +30,7 @@ from securesystemslib.signer import CryptoSigner
 from modelagent import durable
 from modelagent.errors import UsageError
 
+_LONGEST: Final = 1023  # bytes of a passphrase, as OpenSSL takes them
 ROLES: Final = ("root", "targets", "release", "operations", "online")
 Passphrase = Callable[[str], bytes | None]  # the key's name -> its passphrase, None where the file is in clear
 
@@ -168,6 +169,11 @@ def passphrase_from(file: Path | None, ask: Callable[[str], str] | None = None) 
             secret: bytes | None = file.read_bytes().rstrip(b"\r\n")
         except OSError as error:
             raise UsageError(f"{file}: {error.strerror}; name a readable file", code="passphrase") from error
+        if len(secret or b"") > _LONGEST:
+            raise UsageError(
+                f"{file}: found {len(secret or b'')} bytes, a passphrase has at most {_LONGEST}; name the right file",
+                code="passphrase",
+            )
     else:
         secret = os.environ.get("MODELAGENT_PASSPHRASE", "").encode() or None
 

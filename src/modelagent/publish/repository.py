@@ -84,6 +84,7 @@ class Repository:
         if (directory / SETTINGS).exists() or (directory / "metadata").exists():
             raise UsageError(f"{directory}: a repository is here already; name another directory", code="exists")
         names = ["root", *(f"root-{index}" for index in range(2, root_keys + 1)), *ROLES[1:]]
+        directory.mkdir(parents=True, exist_ok=True)  # before the keys, which a second try would find in its way
         ring = KeyRing.generate(keys_dir, names, passphrase)
         close_directory(keys_dir)
         for part in ("metadata", "targets", "files"):
@@ -293,9 +294,13 @@ class Repository:
         Raises:
             UsageError: unknown model or version, or the model has no channel yet. Nothing was published.
         """
+        if not reason.strip():
+            raise UsageError("--reason: found nothing; say why, for devices show it", code="no-reason")
         with self.ledger.locked():
             roles = self.ledger.load_targets(CHANNELS)
             digest = self._digest(model, version)
+            if instead is not None:
+                self._digest(model, instead)  # also where no channel needs it now
             documents = {}
             for path, document in self._channel_documents(roles).items():
                 if document["model"] != model:
@@ -330,6 +335,10 @@ class Repository:
         with self.ledger.locked():
             roles = self.ledger.load_targets(CHANNELS)
             version = self._named(roles, model, source)
+            if source == target:
+                raise UsageError(
+                    f"{model} {source}: a channel is not promoted to itself; name two channels", code="same-channel"
+                )
             data = self._compose(model, target, version, waves=waves, withdrawn=(), roles=roles)
             self._set_channels(roles, {form.target_path(model, target): data})
             return form.parse(data)
