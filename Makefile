@@ -1,5 +1,5 @@
 # Front door to the scripts; each of them also works alone, from a fresh clone.
-.PHONY: help demo test test-fast test-all check format bench torture deb clean distclean
+.PHONY: help demo test test-fast test-all check format bench soak torture deb clean distclean
 .DEFAULT_GOAL := help
 python := .venv/bin/python
 
@@ -33,6 +33,10 @@ format: ## let ruff put the sources in order
 bench: ## measure; ONLY=name,... for some; writes build/bench.json
 	@script/setup dev
 	$(python) benchmarks/run.py $(if $(ONLY),--only $(ONLY))
+
+soak: ## a swap every two seconds at 200 frames a second, five minutes; SECONDS=3600 for longer
+	@script/setup dev
+	SOAK_SECONDS=$(or $(SECONDS),300) $(python) -m pytest -q -s tests/inference/test_soak.py
 
 torture: ## kill, cut, fill up and fuzz at every durable point, an hour, root; SECONDS=60 SEED=1 ONLY=stage,... LIMIT=280
 	@script/setup dev

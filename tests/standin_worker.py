@@ -7,6 +7,9 @@ loads, `load-die` dies; `die-50` dies with every 50th frame it is given, `bomb-5
 `trip-50` fails on every 50th and does it when asked again, `nan-50` gives NaN from its 50th on, `slow-150` takes 80 ms
 for each from its 150th on, `leak-500` keeps 500 kB more with every frame. Otherwise it answers class 1. No real model
 does these on demand.
+
+With STANDIN_DIARY in the environment, the name of a file, each load leaves a line there: slot, when it began, when it
+was over (seconds since boot).
 """
 
 import json
@@ -29,9 +32,11 @@ ANSWER[0, 1] = 1.0
 
 def main(argument: dict[str, int]) -> None:
     """Answer until the parent hangs up."""
+    begun_at = time.monotonic()
     bind_to_parent(argument["parent"])
     control = socket.socket(fileno=argument["ctl"])
-    manifest = parse((Path(json.loads(control.recv(65536))["slot"]) / "manifest.json").read_bytes())
+    slot = Path(json.loads(control.recv(65536))["slot"])
+    manifest = parse((slot / "manifest.json").read_bytes())
     wishes = dict(word.split("-", 1) for word in manifest.version.split("+") if "-" in word)
     match wishes.get("load", "0"):
         case "hang":
@@ -40,6 +45,9 @@ def main(argument: dict[str, int]) -> None:
             os.abort()
         case seconds:
             time.sleep(float(seconds))
+    if diary := os.environ.get("STANDIN_DIARY"):
+        with Path(diary).open("a") as file:
+            file.write(f"{slot.name} {begun_at} {time.monotonic()}\n")
     control.send(json.dumps({"ok": True, "load_ms": 1.0}).encode())
     control.recv(65536)
     side = WorkerSide(

@@ -1,9 +1,10 @@
 """Links that move under load: no frame lost, the newest wins, a slot that cannot be loaded changes nothing."""
 
 import json
+import sys
 import time
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,43 @@ def test_two_models_swap_independently(tmp_path: Path) -> None:
         one.wait(lambda: one.running() == slots[one][1])
         assert two.running() == slots[two][0]
         two.process = None
+
+
+def test_two_models_that_change_at_once_are_loaded_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diary = tmp_path / "diary"
+    monkeypatch.setenv("STANDIN_DIARY", str(diary))
+    slow = {"worker_argv": [sys.executable, str(Path(__file__).parent.parent / "standin_worker.py")]}
+    with Rig(tmp_path / "a", "one") as one, Rig(tmp_path / "b", "two") as two:
+        slots = {}
+        for rig in (one, two):
+            slots[rig] = [
+                rig.slot("digits-1.0.0.tflite", confirmed=True, change={"version": f"{rig.name}-{turn}+load-1.0"})
+                for turn in range(3)
+            ]
+            rig.link("current", slots[rig][0])
+            rig.frames(rig.scans())
+        one.start(two.options(fps=50.0, **slow), fps=50.0, **slow)
+        two.process = one.process
+        for turn in range(3):  # the first one with nothing that serves, the others beside what does
+            for rig in (one, two):
+                rig.link("current", slots[rig][turn])
+            for rig in (one, two):
+                rig.wait(partial(serves, rig, slots[rig][turn]), 60.0)
+        for rig in (one, two):
+            rig.wait(lambda rig=rig: rig.counts(slots[rig][2]).get("done", 0) > 5, 60.0)
+        two.process = None
+        assert one.stop() == 0
+    loads = sorted(
+        (float(begun), float(over), name) for name, begun, over in map(str.split, diary.read_text().splitlines())
+    )
+    assert {name for *_, name in loads} == {*slots[one], *slots[two]}
+    assert [
+        f"{name[:8]} began before the other was loaded"
+        for (_, over, _), (begun, _, name) in pairwise(loads)
+        if begun < over
+    ] == []
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
