@@ -12,7 +12,9 @@ head byte by byte), `reset` (RST in the middle), `truncated` (closes early), `ly
 `longer` (more comes than is signed), `endless` (never stops, states no length), `wrong-range` (another part than asked
 for), `ignores-range` (200 to a range), `endless-headers`, `redirect-loop`, `storm` (503 with Retry-After), `portal`
 (a page with 200), `sly-portal` (a page that claims to be a file), `gzip` (an encoding nobody asked for), `silent` (says
-nothing at all), `garbage` (no HTTP). `pause` scales every wait, so that tests need not wait 20 s for a byte.
+nothing at all), `garbage` (no HTTP), `endless-error` (a 404 whose page never ends), `error-drip` (a 404 whose page
+comes byte by byte), `chunk-drip` (between two pieces, a line byte by byte), `endless-trailers` (everything, and then
+lines without end). `pause` scales every wait, so that tests need not wait 20 s for a byte.
 """
 
 import argparse
@@ -218,6 +220,39 @@ def garbage(request: Request) -> None:
     request.close_connection = True
 
 
+def endless_error(request: Request) -> None:
+    """Nothing here, says a short page that then comes in chunks, for ever."""
+    request.head(404, Content_Length="10", Transfer_Encoding="chunked")
+    while True:
+        request.send(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+
+
+def error_drip(request: Request) -> None:
+    """Nothing here, says a page that takes its time."""
+    request.head(404, Content_Length="10000")
+    while True:
+        request.send(b"x")
+        request.wait()
+
+
+def chunk_drip(request: Request) -> None:
+    """A first piece; then the length of the second, which has ever more zeros before it."""
+    request.head(200, Transfer_Encoding="chunked")
+    request.send(b"1\r\n" + request.rogue.content[:1] + b"\r\n")
+    while True:
+        request.send(b"0")
+        request.wait()
+
+
+def endless_trailers(request: Request) -> None:
+    """Everything, and then trailers at full speed."""
+    content = request.rogue.content
+    request.head(200, Transfer_Encoding="chunked")
+    request.send(b"%x\r\n" % len(content) + content + b"\r\n0\r\n")
+    while True:
+        request.send(b"X-Padding: yes\r\n" * 100)
+
+
 BEHAVIOURS: Final[dict[str, Play]] = {
     "honest": honest,
     "stall": stall,
@@ -238,6 +273,10 @@ BEHAVIOURS: Final[dict[str, Play]] = {
     "gzip": gzip,
     "silent": silent,
     "garbage": garbage,
+    "endless-error": endless_error,
+    "error-drip": error_drip,
+    "chunk-drip": chunk_drip,
+    "endless-trailers": endless_trailers,
 }
 
 

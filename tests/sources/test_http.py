@@ -9,6 +9,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+import requests
 
 from modelagent.errors import SourceError, TrustError, UsageError
 from modelagent.publish.serve import Server
@@ -325,7 +326,7 @@ def test_endless_headers_are_refused(rogue: Rogue, source: HttpSource) -> None:
     assert refused(source) == "unreachable"
 
 
-@pytest.mark.parametrize("url", ["", "ftp://x/", "models.example.org", "http://", "file:///x"])
+@pytest.mark.parametrize("url", ["", "ftp://x/", "models.example.org", "http://", "file:///x", "http://[::1/"])
 def test_a_bad_address_is_refused_at_once(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         HttpSource(url)
@@ -336,6 +337,27 @@ def test_a_password_in_the_address_is_not_shown() -> None:
     source = HttpSource("https://user:secret@models.example.org/x")
     assert source.name == "https://models.example.org/x/"
     source.close()
+
+
+def test_nor_in_what_the_library_says_of_an_address_it_cannot_use() -> None:
+    source = HttpSource("http://user:secret@models.example.org:99999/")
+    with pytest.raises(SourceError) as caught:
+        source.fetch("a", limit=5)
+    assert "models.example.org:99999/a" in caught.value.message
+    assert "secret" not in caught.value.message
+    source.close()
+
+
+def test_no_connection_in_time_is_told_apart_from_no_answer(
+    source: HttpSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(self: requests.Session, url: str, **more: object) -> requests.Response:
+        raise requests.exceptions.ConnectTimeout
+
+    monkeypatch.setattr(requests.Session, "get", get)
+    with pytest.raises(SourceError, match="not connected within") as caught:
+        source.fetch("a", limit=5)
+    assert caught.value.code == "timeout"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../b", "a//b", "/x", "a/%2e%2e/b", "a/%00", ".hidden", "", "a/"])

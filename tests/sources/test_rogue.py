@@ -37,6 +37,10 @@ CODES: dict[str, str | None] = {
     "gzip": "content-encoding",
     "silent": "timeout",
     "garbage": "unreachable",
+    "endless-error": "not-found",
+    "error-drip": "not-found",
+    "chunk-drip": "timeout",
+    "endless-trailers": "cut",
 }
 
 

@@ -10,6 +10,7 @@ itself); a 200 in answer to a range means the server starts again from 0, which 
 sections 13.1.5, 14.) Each connection's limits are `wire.py`'s matter.
 """
 
+import contextlib
 import email.utils
 import http.client
 import os
@@ -101,8 +102,12 @@ class HttpSource:
         receive_buffer: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            known = parts.scheme in {"http", "https"} and bool(parts.hostname)
+        except ValueError:  # half an IPv6 address
+            known = False
+        if not known:
             raise UsageError(
                 f"repository url {url!r}: allowed is http://host/path/ or https://host/path/", code="bad-url"
             )
@@ -196,6 +201,8 @@ class HttpSource:
                     stream=True,
                     allow_redirects=False,
                 )
+            except requests.exceptions.ConnectTimeout as error:
+                raise self._fault(name, "timeout", f"not connected within {self._timeouts[0]:g} s") from error
             except requests.exceptions.Timeout as error:
                 raise self._fault(name, "timeout", f"no whole answer within {self._timeouts[1]:g} s") from error
             except requests.exceptions.SSLError as error:
@@ -271,14 +278,17 @@ class HttpSource:
                 raise self._fault(name, "too-slow", f"fewer than {self._floor[0]:g} bytes/s over {self._floor[1]:g} s")
 
     def _dismiss(self, response: requests.Response) -> None:
-        """Read a short error page so that the connection can be kept; drop the connection of a long one."""
+        """Read a short error page so that the connection can be kept; drop the connection of any other."""
         length = _whole_number(response.headers.get("Content-Length"))
-        if length is not None and length <= _DRAIN:
-            response.raw.drain_conn()
+        # In chunks it has no length, whatever else it says.
+        if length is not None and length <= _DRAIN and "Transfer-Encoding" not in response.headers:
+            with contextlib.suppress(urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
+                response.raw.read(length, decode_content=False)
         response.close()
 
     def _fault(self, name: str, code: str, what: str) -> SourceError:
-        return SourceError(f"{self.name}: {name}: {what}", code=code)
+        secret = urlsplit(self._url).netloc.rpartition("@")[0]  # what the libraries say may name the whole address
+        return SourceError(f"{self.name}: {name}: {what.replace(f'{secret}@', '') if secret else what}", code=code)
 
 
 def _system_authorities() -> bool | str:

@@ -6,18 +6,24 @@ what is asked for.
     session.mount("https://", BoundedAdapter(receive_buffer=65536))
 
 A read time-out alone is reset by every byte: a server that sends its head one byte every 20 s would hold its client
-for days. Here the time-out of the connection bounds the head as a whole; the body is judged by its rate.
+for days. Here the time-out of the connection bounds the head as a whole, and each read of the body: between two pieces
+of a body in chunks there are lines, and behind the last one there may be more, that nobody hands on. What is handed on
+is judged by its rate.
 """
 
+import contextlib
 import http.client
 import io
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
+
+_MOST: Final = 256 * 1024  # bytes that one read of the body may take from the wire; it hands on 64 KiB at most
 
 
 class _Timed(io.RawIOBase):
@@ -28,11 +34,23 @@ class _Timed(io.RawIOBase):
         self._sock = sock
         self._allowed = sock.gettimeout()
         self._until = None if self._allowed is None else time.monotonic() + self._allowed
+        self._room: int | None = None
 
-    def head_is_whole(self) -> None:
-        """From here on each read has the whole time-out for itself again."""
-        self._until = None
-        self._sock.settimeout(self._allowed)
+    def end(self) -> None:
+        """What the deadline was for is whole."""
+        self._until = self._room = None
+        with contextlib.suppress(OSError):  # closed: it was the last of a connection that is not kept
+            self._sock.settimeout(self._allowed)
+
+    @contextlib.contextmanager
+    def one_read(self) -> Iterator[None]:
+        """The time-out, and the bytes that may come, for all that the body of the `with` reads."""
+        self._until = None if self._allowed is None else time.monotonic() + self._allowed
+        self._room = _MOST
+        try:
+            yield
+        finally:
+            self.end()
 
     def readable(self) -> bool:
         return True
@@ -41,9 +59,14 @@ class _Timed(io.RawIOBase):
         if self._until is not None:
             left = self._until - time.monotonic()
             if left <= 0:
-                raise TimeoutError("the head of the answer did not come in time")
+                raise TimeoutError("the answer did not go on in time")
             self._sock.settimeout(left)
-        return self._raw.readinto(buffer)
+        if self._room is not None and self._room <= 0:
+            raise http.client.HTTPException("lines without end between the parts of a body, or behind it")
+        count = self._raw.readinto(buffer)
+        if self._room is not None and count is not None:
+            self._room -= count
+        return count
 
     def close(self) -> None:
         self._raw.close()
@@ -58,7 +81,15 @@ class _Response(http.client.HTTPResponse):
 
     def begin(self) -> None:
         super().begin()
-        self._timed.head_is_whole()
+        self._timed.end()
+
+    def read(self, amt: int | None = None) -> bytes:
+        with self._timed.one_read():
+            return super().read(amt)
+
+    def read1(self, n: int = -1) -> bytes:
+        with self._timed.one_read():
+            return super().read1(n)
 
 
 class _Plain(HTTPConnection):
