@@ -1,5 +1,6 @@
 """The frame: what is imported when, what help says, and how errors become exit codes."""
 
+import errno
 import importlib
 import json
 import subprocess
@@ -10,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from modelagent import __version__, cli
+from modelagent import __version__, cli, durable
 from modelagent.cli import COMMANDS, main
 
 HEAVY = ("numpy", "rich", "prometheus_client", "ai_edge_litert", "tensorflow")
@@ -132,6 +133,33 @@ def test_with_json_an_error_is_a_document_too(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["--config", str(file), "config", "check", "--json"])
     assert result.exit_code == cli.USAGE
     assert "chanel" in json.loads(result.stdout)["error"]
+
+
+def test_with_json_a_wrong_usage_is_a_document_too() -> None:
+    for words in (["explain", "a", "b", "--json"], ["label", "--json", "--nothing"]):
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == cli.USAGE
+        assert json.loads(result.stdout)["code"] == "usage"
+
+
+def test_a_directory_in_the_place_of_the_settings_is_said_as_every_other_bad_file(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["--config", str(tmp_path), "config", "check", "--json"])
+    assert result.exit_code == cli.USAGE
+    assert json.loads(result.stdout)["error"].startswith(f"{tmp_path}: cannot be read: Is a directory")
+
+
+@pytest.mark.parametrize(("errno_", "told"), [(errno.ENOSPC, "make room there"), (errno.EROFS, "can be written")])
+def test_a_file_system_that_refuses_is_one_line_with_the_remedy(
+    errno_: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno_, "refused", str(tmp_path / "x"))
+
+    monkeypatch.setattr(durable, "write_atomic", refuse)
+    result = CliRunner().invoke(main, ["repo", "keys", "new", "root-2", "--keys", str(tmp_path)])
+    assert result.exit_code == cli.FAILED
+    assert f"{tmp_path}/x: refused; " in result.stderr
+    assert told in result.stderr
 
 
 def test_the_settings_file_may_come_from_the_environment(tmp_path: Path) -> None:

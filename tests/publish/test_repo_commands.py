@@ -126,6 +126,9 @@ def test_errors_are_documents_where_json_is_asked_for(place: Path) -> None:
         assert answer("channel", "digits", "stable", "none", "--wave", f"{moment}=1", code=2)["code"] == "bad-wave"
     assert answer("withdraw", "digits", "1.0.0", "--reason", " ", code=2)["code"] == "no-reason"
     assert answer("keys", "rotate", "nobody", code=2)["code"] == "no-key"
+    assert answer("keys", "new", "../root-2", code=2)["code"] == "bad-name"
+    assert answer("serve", "--port", "99999", code=2)["code"] == "usage"
+    assert "no plan, whose name ends in .toml" in str(answer("release", place / "plan", "--version", "1", code=2))
     wrong = answer("verify", "--keys", place, code=1)["errors"]
     assert wrong == [f"{place}/root.json: No such file or directory; --keys names the directory that holds root.json"]
 

@@ -136,8 +136,14 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of ours becomes one message and an exit code."""
+        as_json = "--json" in ctx.args
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            if not as_json:
+                raise
+            click.echo(json.dumps({"error": error.format_message(), "code": "usage"}, indent=1))
+            ctx.exit(USAGE)
         except AgentError as error:
             say_error(ctx.find_object(Frame), error.message, error.code)
             ctx.exit(USAGE if isinstance(error, UsageError) else FAILED)
@@ -159,7 +165,7 @@ class LazyGroup(click.Group):
     "--config",
     "config_file",
     envvar="MODELAGENT_CONFIG",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     default=DEFAULT_CONFIG,
     show_default=True,
     show_envvar=True,

@@ -88,6 +88,8 @@ def plan_of(
         changes["variants"] = plans.variants(chosen)
     if source.endswith(".toml"):
         plan = plans.read(Path(source), **changes)
+    elif not dataset:
+        raise UsageError(f"{source}: no plan, whose name ends in .toml; for a model --data is needed", code="plan")
     else:
         plan = plans.make({"model": {"source": source}, "data": {"source": dataset or ""}}, **changes)
     if parent is None:

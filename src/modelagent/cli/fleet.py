@@ -90,8 +90,9 @@ def _broker(frame: Frame, given: Mapping[str, Any]) -> Mqtt:
         document["password_file"] = str(given["password_file"])
     settings = parse({"mqtt": document | {"tls": tls}}, frame.config).mqtt
     if not settings.host:
+        told = "names none in [mqtt] host" if frame.config.exists() else "is not there"
         raise UsageError(
-            f"no broker: {frame.config} names none in [mqtt] host; give --host, or the settings file by --config",
+            f"no broker: {frame.config} {told}; give --host, or the settings file by --config",
             code="no-broker",
         )
     return settings

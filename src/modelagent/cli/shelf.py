@@ -146,7 +146,9 @@ def prune(
 @click.command(epilog=EXIT_CODES)
 @places
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
-@click.option("--port", default=8000, show_default=True, help="Port; 0 takes a free one.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."
+)
 @click.pass_obj
 def serve(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: Path | None, host: str, port: int) -> None:
     """Serve the repository over HTTP, for development. Ends with Ctrl-C."""

@@ -12,6 +12,7 @@ Keys of different roles belong on different machines: a server needs `online.pem
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,7 @@ from securesystemslib.signer import CryptoSigner
 from modelagent import durable
 from modelagent.errors import UsageError
 
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LONGEST: Final = 1023  # bytes of a passphrase, as OpenSSL takes them
 ROLES: Final = ("root", "targets", "release", "operations", "online")
 Passphrase = Callable[[str], bytes | None]  # the key's name -> its passphrase, None where the file is in clear
@@ -61,9 +63,12 @@ class KeyRing:
         """Make a key for each name. Existing keys are never overwritten.
 
         Raises:
-            UsageError: `key-exists`; nothing was written.
+            UsageError: `key-exists`, `bad-name`; nothing was written.
         """
         names = list(names)
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise UsageError(f"key name {name!r}: allowed are names like /{_NAME.pattern}/", code="bad-name")
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         ring = cls(directory, passphrase)
         for name in names:
