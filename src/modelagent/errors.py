@@ -24,19 +24,25 @@ class Remedy(Enum):
     BLOCK = "block"  # the model is at fault: never try these bytes again
 
 
+def sayable(text: str) -> str:
+    """A text as UTF-8 can carry it: half characters, as JSON and odd file names bring them, are spelt out."""
+    # What is said ends in State, and a state that cannot be written down ends the process, at every start anew.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class AgentError(Exception):
     """Base of the four families.
 
     Args:
-        message: names the input, the place and the remedy, for a person.
+        message: names the input, the place and the remedy, for a person; kept as UTF-8 can carry it.
         code: a short stable word for machines, for instance `no-space` or `rollback-attack`.
     """
 
     remedy: ClassVar[Remedy]
 
     def __init__(self, message: str, *, code: str = "") -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = sayable(message)
+        super().__init__(self.message)
         self.code = code or type(self).__name__
 
 

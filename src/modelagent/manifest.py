@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from modelagent.errors import ModelError
@@ -331,7 +331,7 @@ class _Table:
             raise _bad(self._key(key), repr(value)[:80], "a time like 2026-11-01T12:00:00Z") from error
         if moment.tzinfo is None:
             raise _bad(self._key(key), repr(value)[:80], "a time with a zone, like 2026-11-01T12:00:00Z")
-        return moment.astimezone(UTC).timestamp()
+        return moment.timestamp()
 
     def tensors(self, key: str) -> tuple[Tensor, ...]:
         value = self._take(key)

@@ -12,11 +12,11 @@ import json
 import re
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from modelagent.core.events import Wave, Withdrawal
-from modelagent.errors import TrustError
+from modelagent.errors import TrustError, sayable
 
 SCHEMA: Final = 1
 MAX_LENGTH: Final = 64 * 1024  # bytes
@@ -72,7 +72,7 @@ def parse(data: bytes) -> Channel:
     if not isinstance(top, dict) or set(top) != _KEYS:
         raise _bad("the file", repr(top)[:80], f"an object with exactly {', '.join(sorted(_KEYS))}")
     if top["schema"] != SCHEMA:
-        raise _bad("schema", top["schema"], f"{SCHEMA}; a newer agent is needed for a newer schema")
+        raise _bad("schema", repr(top["schema"])[:80], f"{SCHEMA}; a newer agent is needed for a newer schema")
     version = digest = None
     if top["release"] is not None:
         release = _object("release", top["release"], {"version", "digest"})
@@ -83,7 +83,7 @@ def parse(data: bytes) -> Channel:
         wave = _object(f"waves[{index}]", item, {"start", "share"}, {"groups", "hardware"})
         share = wave["share"]
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-            raise _bad(f"waves[{index}].share", share, "a number above 0 and at most 1")
+            raise _bad(f"waves[{index}].share", repr(share)[:80], "a number above 0 and at most 1")
         names = {
             key: tuple(
                 _name(f"waves[{index}].{key}[{place}]", name, MEMBER)
@@ -96,8 +96,8 @@ def parse(data: bytes) -> Channel:
     for index, item in enumerate(_list("withdrawn", top["withdrawn"])):
         entry = _object(f"withdrawn[{index}]", item, {"version", "digest", "reason"})
         reason = entry["reason"]
-        if not isinstance(reason, str) or len(reason) > 500:
-            raise _bad(f"withdrawn[{index}].reason", reason, "a text of at most 500 characters")
+        if not isinstance(reason, str) or len(reason) > 500 or sayable(reason) != reason:
+            raise _bad(f"withdrawn[{index}].reason", repr(reason)[:80], "a text of at most 500 whole characters")
         withdrawn.append(
             Withdrawal(
                 digest=_name(f"withdrawn[{index}].digest", entry["digest"], DIGEST),
@@ -145,7 +145,7 @@ def _instant(key: str, value: object) -> float:
         raise _bad(key, repr(value)[:80], "a time like 2026-11-01T12:00:00Z") from error
     if moment.tzinfo is None:
         raise _bad(key, repr(value)[:80], "a time with a zone, like 2026-11-01T12:00:00Z")
-    return moment.astimezone(UTC).timestamp()
+    return moment.timestamp()
 
 
 def _bad(key: str, found: object, allowed: str, *, code: str = "malformed") -> TrustError:

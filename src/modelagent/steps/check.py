@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from modelagent import durable
 from modelagent.core.events import Wave, Withdrawal
-from modelagent.errors import AgentError, DeviceError, SourceError, TrustError, UsageError
+from modelagent.errors import AgentError, DeviceError, SourceError, TrustError, UsageError, sayable
 from modelagent.manifest import Manifest, Release, parse
 from modelagent.sources import Source
 from modelagent.sources.mirrors import Mirrors
@@ -201,7 +201,8 @@ class Checker:
             if known is None:
                 answers[:] = [error if answer is None else answer for answer in answers]
                 return
-            notes.append(f"{source.name}: its files are taken where metadata that was verified before lists them")
+            where = "its files are taken where metadata that was verified before lists them"
+            notes.append(sayable(f"{source.name}: {where}"))
             state, view = "", known
         for index, wish in enumerate(wishes):
             before = answers[index]
