@@ -1,5 +1,7 @@
 """Bundles: yesterday's stick works, a replayed one does not, and a stick is trusted no more than a mirror."""
 
+import errno
+import os
 import shutil
 import tarfile
 from datetime import timedelta
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from crash_points import hooked
 from modelagent.cli import main
 from modelagent.core.clock import Trust
 from modelagent.errors import AgentError, SourceError, UsageError
@@ -404,6 +407,68 @@ def test_what_was_installed_by_hand_is_there_after_a_restart(plant: Plant, tmp_p
     assert plant.acquirer.attached() == []
     with pytest.raises(UsageError):
         again.install(stick)
+
+
+@pytest.mark.parametrize("place", ["/" + "a" * 300, "a/" * 500, "/proc/1/\ud800"])
+def test_a_path_that_cannot_be_one_is_refused(plant: Plant, tmp_path: Path, place: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Sticks(plant.acquirer, None, tmp_path / "sticks.json", lambda _: None).install(Path(place))
+    assert caught.value.code == "bundle"
+
+
+def test_a_place_that_one_may_not_look_at_is_refused(
+    plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: object, **_: object) -> os.stat_result:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    sticks = Sticks(plant.acquirer, None, tmp_path / "sticks.json", lambda _: None)
+    monkeypatch.setattr(os, "stat", forbidden)
+    with pytest.raises(UsageError):
+        sticks.install(tmp_path / "hidden.modelagent")
+
+
+def test_a_bundle_of_brackets_is_refused(plant: Plant, tmp_path: Path) -> None:
+    first = tmp_path / "deep" / "metadata" / "timestamp.json"
+    first.parent.mkdir(parents=True)
+    first.write_bytes(b"[" * 16_000)
+    with pytest.raises(UsageError, match="timestamp.json"):
+        Sticks(plant.acquirer, None, tmp_path / "sticks.json", lambda _: None).install(first.parents[1])
+
+
+def test_a_stick_that_goes_while_the_disk_is_full_is_let_go_of(plant: Plant, tmp_path: Path) -> None:
+    stick = plant.bundle()
+    sticks = Sticks(plant.acquirer, None, tmp_path / "sticks.json", lambda _: None)
+    sticks.install(stick)
+    stick.unlink()
+
+    def full(operation: str, path: str) -> None:
+        if operation == "create":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    with hooked(full):
+        sticks.look()
+    assert plant.acquirer.attached() == []
+
+
+def test_a_directory_on_a_dying_medium_hides_no_other_stick(
+    plant: Plant, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+    sticks = Sticks(plant.acquirer, media, tmp_path / "sticks.json", seen.append)
+    (media / "op" / "DYING").mkdir()
+    place = media / "op" / "STICK" / "a.modelagent"
+    shutil.copy(plant.bundle(), place)
+    look = os.stat
+
+    def dying(path: str | Path, **more: bool) -> os.stat_result:
+        if str(path).endswith("DYING"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return look(path, **more)
+
+    monkeypatch.setattr(os, "stat", dying)
+    sticks.look()
+    assert seen == [place]
 
 
 def test_an_odd_mount_directory_hurts_nobody(plant: Plant, media: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from modelagent import durable
-from modelagent.errors import AgentError, UsageError
+from modelagent.errors import AgentError, DeviceError, UsageError
 from modelagent.steps.acquire import Acquirer
 from modelagent.updater.way import source_at
 
@@ -76,7 +76,7 @@ class Sticks:
                 raise ValueError("it is no signed document")
         except AgentError as error:
             raise UsageError(f"{error.message}; nothing was installed", code="bundle") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             why = f"{path}: {_FIRST}: {error}; write the bundle again with `modelagent repo bundle`"
             raise UsageError(why, code="bundle") from error
         with self._guard:
@@ -88,14 +88,18 @@ class Sticks:
     def look(self) -> None:
         """Attach what has appeared, detach what is gone."""
         here = dict(self._found())
+        forgotten = False
         with self._guard:
             for path in list(self._byhand):
                 identity = _identity(path)
                 if identity is None:
                     self._byhand.remove(path)
-                    self._keep()
+                    forgotten = True
                 else:
                     here[path] = identity
+            if forgotten:
+                with contextlib.suppress(DeviceError):  # a full disk: after a restart it is found to be gone once more
+                    self._keep()
             gone = set(self._seen) - set(here)
             new = [path for path, identity in here.items() if self._seen.get(path) != identity]
             self._seen = here
@@ -123,7 +127,7 @@ class Sticks:
             for entry in _entries(directory):
                 if entry.suffix == SUFFIX and (found := _identity(entry)) is not None:
                     yield entry, found
-                elif depth < _DEPTH and entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
+                elif depth < _DEPTH and not entry.name.startswith(".") and _is_directory(entry):
                     waiting.append((entry, depth + 1))
 
     def _keep(self) -> None:
@@ -158,6 +162,11 @@ def _identity(path: Path) -> Identity | None:
         return told.st_dev, told.st_ino, told.st_mtime_ns
     except OSError:
         return None
+
+
+def _is_directory(path: Path) -> bool:
+    """Whether one may look into it; a medium that is dying, or not for us, must not hide the others."""
+    return os.path.isdir(path) and not os.path.islink(path)  # noqa: PTH112, PTH114 - pathlib's raise for both
 
 
 def _entries(directory: Path) -> list[Path]:

@@ -7,6 +7,7 @@ This file knows which setting goes where. It does not know how anything is fetch
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -72,9 +73,10 @@ def source_at(path: Path) -> Source:
     Raises:
         UsageError: `bundle`: neither.
     """
-    if (path / "metadata" / "timestamp.json").is_file():
+    # pathlib's `is_file` raises where one may not look, or where a name is longer than a name can be.
+    if os.path.isfile(path / "metadata" / "timestamp.json"):  # noqa: PTH113
         return DirectorySource(path)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113
         return ArchiveSource(path)
     raise UsageError(
         f"{path}: the updater finds no bundle there, neither a file nor a directory with metadata/timestamp.json; "
