@@ -432,7 +432,7 @@ def test_a_bundle_of_brackets_is_refused(plant: Plant, tmp_path: Path) -> None:
     first = tmp_path / "deep" / "metadata" / "timestamp.json"
     first.parent.mkdir(parents=True)
     first.write_bytes(b"[" * 16_000)
-    with pytest.raises(UsageError, match="timestamp.json"):
+    with pytest.raises(UsageError, match=r"timestamp\.json"):
         Sticks(plant.acquirer, None, tmp_path / "sticks.json", lambda _: None).install(first.parents[1])
 
 
