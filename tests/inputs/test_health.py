@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelagent.core.events import Counts, Event, FellBack, Instant, Link, Refused, Runs, Swap
-from modelagent.inputs.health import MAX_BYTES, STALE_S, Poller, Reading, read, reader
+from modelagent.inputs.health import MAX_BYTES, STALE_S, Poller, Reading, read, reader, running_of
 
 BOOT = "boot-1"
 AT = Instant(1000.0, 10.0, BOOT)
@@ -243,3 +243,9 @@ def test_the_usual_reader(tmp_path: Path) -> None:
     (tmp_path / "health.json").write_bytes(encoded())
     assert len(Poller(reader(tmp_path / "health.json"), BOOT).poll(0.0).events) == 1
     assert "no health file" in Poller(reader(tmp_path / "other.json"), BOOT).poll(0.0).reason
+
+
+@pytest.mark.parametrize("odd", [None, 7, [[]], {"a": {}}])
+def test_what_runs_is_told_in_short_words_or_not_at_all(odd: object) -> None:
+    assert running_of(None) == running_of({"running": odd}) == {}
+    assert running_of({"running": {"version": odd, "digest": "d" * 4000}}) == {"digest": "d" * 64}

@@ -1,5 +1,6 @@
 """Labels: bounded, whole on disk, and gone after a day."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from crash_points import hooked
 from modelagent.errors import DeviceError, UsageError
 from modelagent.inputs import labels
 from modelagent.inputs.labels import MAX_LABELS, Label, collect, parse_labels, spool, sweep
@@ -74,6 +76,17 @@ def test_old_and_future_batches_go(tmp_path: Path) -> None:
     assert sweep(tmp_path, wall_ns=NOW_NS) == 2
     assert names(tmp_path) == [f"{NOW_NS - DAY_NS + 1}-0.json", f"{NOW_NS}-0.json", "notes.json"]
     assert sweep(tmp_path / "missing", wall_ns=NOW_NS) == 0
+
+
+def test_a_batch_that_cannot_be_removed_stays_for_the_next_time(tmp_path: Path) -> None:
+    spool(tmp_path, (Label("x", 1),), wall_ns=1)
+
+    def read_only(operation: str, path: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    with hooked(read_only):
+        assert sweep(tmp_path, wall_ns=NOW_NS) == 0
+    assert sweep(tmp_path, wall_ns=NOW_NS) == 1
 
 
 def drop(directory: Path, name: str, content: bytes, *, age_s: float = 60.0) -> Path:

@@ -46,3 +46,10 @@ def test_what_says_nothing(document: dict[str, Any] | None) -> None:
     odd = record(0, 0, 0, 0)
     odd["counters"]["d"]["latency_us"]["counts"] = [1]
     assert recent.p95_ms(odd, 2.0) is None
+
+
+@pytest.mark.parametrize("count", [10**400, -1, 2**53])
+def test_a_count_without_measure_says_nothing(count: int) -> None:
+    recent = RecentLatency()
+    recent.p95_ms(record(0, 0, 0, 0), 0.0)
+    assert recent.p95_ms(record(count, 0, 0, 0), 1.0) is None

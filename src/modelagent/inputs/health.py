@@ -26,6 +26,7 @@ MAX_BYTES: Final = 4 * 1024 * 1024
 _AT_ONCE: Final = 64 * 1024
 STALE_S: Final = 10.0  # ten times the interval at which inference writes
 HARD: Final = ("crash", "hang", "not-finite")  # the model file's own doing, wherever it runs
+_NAME_MAX: Final = 64  # characters of a version or a digest
 _MOST: Final = 2**53  # no count grows so far, and beyond it arithmetic fails
 _HALVES: Final = re.compile("[\ud800-\udfff]")  # JSON can say half a character; UTF-8, in which we write, cannot
 _PAIRS: Final = ("both_right", "only_new", "only_old", "both_wrong", "slower_new", "slower_old")
@@ -75,10 +76,12 @@ def queue_fill(document: Mapping[str, Any] | None) -> float | None:
     return min(1.0, queue / capacity) if whole and capacity else None
 
 
-def running_of(document: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """What the record says of the version that runs; empty where nothing does."""
+def running_of(document: Mapping[str, Any] | None) -> Mapping[str, str]:
+    """Version and digest of what runs, as the record says; empty where nothing does."""
     running = (document or {}).get("running")
-    return running if isinstance(running, dict) else {}
+    told = {} if not isinstance(running, dict) else {key: running.get(key) for key in ("version", "digest")}
+    # It goes on to the broker: nothing that is too long or too deep to be sent.
+    return {key: text[:_NAME_MAX] for key, text in told.items() if isinstance(text, str)}
 
 
 class Poller:

@@ -91,9 +91,12 @@ def spool(directory: Path, labels: tuple[Label, ...], *, wall_ns: int) -> Path:
 
 
 def sweep(directory: Path, *, wall_ns: int) -> int:
-    """Remove batches older than a day, or dated more than a day ahead (a clock that was wrong); returns how many."""
+    """Remove batches older than a day, or dated more than a day ahead (a clock that was wrong); returns how many.
+
+    What cannot be read or removed now (a disk that was mounted read-only) stays for the next time.
+    """
     removed = 0
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         for path in sorted(directory.iterdir()):
             match = _NAME.fullmatch(path.name)
             if match and abs(wall_ns - int(match[1])) > KEEP_S * 1e9:

@@ -14,6 +14,7 @@ from typing import Any, Final
 _WINDOW_S: Final = 60.0
 _LEAST: Final = 20  # results below which a p95 says nothing
 _SHARE: Final = 0.95
+_MOST: Final = 2**53  # no count grows so far, and beyond it arithmetic fails
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,4 +59,5 @@ def _histogram(document: Mapping[str, Any] | None) -> tuple[tuple[str, str], lis
         epoch = str((document or {})["epoch"])
     except (LookupError, TypeError, ValueError, OverflowError, AttributeError):
         return None
-    return ((epoch, digest), bounds, counts) if len(counts) == len(bounds) + 1 else None
+    good = len(counts) == len(bounds) + 1 and all(0 <= count < _MOST for count in counts)
+    return ((epoch, digest), bounds, counts) if good else None
