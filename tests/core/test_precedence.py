@@ -406,3 +406,10 @@ def test_a_check_asked_for_during_a_check_is_made_after_it() -> None:
     made = len(device.checks)
     device.settle()
     assert len(device.checks) == made + 2
+
+
+@pytest.mark.parametrize("name", ["1.2.0 .1", "../1.2.0", "v" * 65, "-1"])
+def test_a_pin_to_what_is_no_version_is_refused_and_checks_go_on(name: str) -> None:
+    device = device_with(1)
+    assert "is no name of a version" in device.command("m", Verb.PIN, name)
+    assert device.states["m"].desired.pin is None

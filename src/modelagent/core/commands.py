@@ -15,6 +15,7 @@ from modelagent.core.state import Cause, Following, Hold, Phase, Pin, State, Wat
 from modelagent.manifest import Release
 
 _CHANNEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
 
 
 def accept(x: Scene) -> bool:
@@ -75,6 +76,8 @@ def _pin(x: Scene, event: Wanted) -> str:
     wanted = event.argument.strip()
     if not wanted:
         return "pin needs a version"
+    if not _VERSION.fullmatch(wanted):  # accepted, it would fail every check from now on, and hide withdrawals
+        return f"{wanted!r} is no name of a version: letters, digits, ., +, _ and -, at most 64"
     release = known_release(x.state, wanted)
     name = release.version if release is not None else wanted
     if x.state.desired.wish.pin and event.origin != "config" and x.state.desired.wish.pin != name:
