@@ -27,6 +27,7 @@ from modelagent.sources import Source, bounded
 
 _LONG_NAME: Final = 200  # characters of a file name, with room for what a writer adds
 _ROOT_NAME: Final = re.compile(r"\d+\.root\.json")
+LONGEST: Final = 16 * 1024 * 1024  # bytes of any metadata; whoever holds the online keys may state any length
 _MEMORY: Final = (Timestamp.type, Snapshot.type)
 _LAST_MOMENT: Final = 253402300799.0  # the year 9999; a clock can say anything
 
@@ -165,7 +166,7 @@ class Workflow(Updater):
             raise DownloadHTTPError("nobody is asked", 404)
         name = quote(rolename, safe="")
         stated = f"{name}.json" if version is None else f"{version}.{name}.json"
-        return self._fetcher.download_bytes(f"{self._prefix}{stated}", length)
+        return self._fetcher.download_bytes(f"{self._prefix}{stated}", min(length, LONGEST))
 
     def _local(self, rolename: str) -> Path:
         """Where a role is kept. Encoded, so that no name leads elsewhere; hashed where it is too long for a file."""
