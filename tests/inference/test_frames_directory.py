@@ -200,3 +200,84 @@ def test_a_missing_directory_is_a_broken_source(tmp_path: Path) -> None:
     for options in (SourceOptions(kind="directory"), SourceOptions(kind="directory", path=tmp_path, after="move")):
         with pytest.raises(UsageError, match="needs path"):
             DirectorySource(options)
+
+
+def test_what_became_a_pipe_or_a_link_since_it_was_seen_is_neither_waited_for_nor_followed(
+    place: Any, tmp_path: Path
+) -> None:
+    held: list[Frame] = []
+    here: Place = place(put=held.append, queue=1)
+    np.save(tmp_path / "secret.npy", np.zeros((2, 2), np.float32))
+    for name, age in (("a.npy", 30), ("pipe.npy", 20), ("link.npy", 15), ("last.npy", 10)):
+        here.write(name, age=age)
+    here.thread.start()
+    here.wait(lambda: len(held) == 1)  # the others have been seen and wait for their turn
+    for name in ("pipe.npy", "link.npy"):
+        (here.path / name).unlink()
+    os.mkfifo(here.path / "pipe.npy")
+    (here.path / "link.npy").symlink_to(tmp_path / "secret.npy")
+    answer(held[0])
+    here.wait(lambda: len(held) == 2)
+    assert here.taken() == ["a.npy", "last.npy"]
+    assert here.source.counts["unreadable"] == 2
+    answer(held[1])
+    here.wait(lambda: here.names() == ["link.npy", "pipe.npy"])
+
+
+def test_a_file_written_over_and_over_while_nothing_is_taken_costs_no_memory(
+    place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_STALE", 10)
+    held: list[Frame] = []
+    here: Place = place(put=held.append, queue=1)
+    here.write("first.npy", age=50)
+    here.thread.start()
+    here.wait(lambda: len(held) == 1)
+    for number in range(100):
+        path = here.write("latest.npy", float(number))
+        identity = (path.stat().st_ino, path.stat().st_mtime_ns, path.stat().st_size)
+        here.wait(lambda path=path, identity=identity: vars(here.source)["_ready"].get(path) == identity)  # type: ignore[misc]
+    assert len(vars(here.source)["_order"]) <= 12
+    answer(held[0])
+    here.wait(lambda: len(held) == 2)
+    assert float(held[1].arrays[0][0, 0]) == 99.0
+    answer(held[1])
+
+
+def test_any_name_that_a_file_may_have_can_be_written_into_results(place: Any) -> None:
+    here: Place = place()
+    here.thread.start()
+    for name in (b"caf\xe9.npy", b"two\nlines.npy", "größe.npy".encode()):
+        here.write(os.fsdecode(name), age=10)
+    here.wait(lambda: len(here.frames) == 3 and not here.names())
+    assert sorted(frame.id.rpartition(":")[0].encode() for frame in here.frames) == [
+        b"caf\\udce9.npy",
+        "größe.npy".encode(),
+        b"two\nlines.npy",
+    ]
+
+
+def test_a_directory_that_was_replaced_is_watched_again(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LOOK", 3600.0)  # so that only inotify can tell
+    here: Place = place()
+    here.thread.start()
+
+    def heard(count: int) -> bool:
+        here.write("a.npy")
+        time.sleep(0.05)
+        return len(here.frames) >= count
+
+    here.wait(lambda: heard(1))
+    new = here.path.with_name("new")
+    new.mkdir()
+    here.path.rename(here.path.with_name("old"))
+    new.rename(here.path)
+    seen = len(here.frames)
+    here.wait(lambda: heard(seen + 2))
+
+
+def test_used_files_are_not_moved_to_where_they_come_from(tmp_path: Path) -> None:
+    for done in (tmp_path, tmp_path / "x" / ".."):
+        options = SourceOptions(kind="directory", path=tmp_path, after="move", done_dir=done)
+        with pytest.raises(UsageError, match="taken again"):
+            DirectorySource(options)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import resource
+import struct
 import zipfile
 from typing import Any
 
@@ -75,6 +77,54 @@ def test_raw_numbers_need_a_shape() -> None:
         read(b"\x01\x02\x03\x04\x05", options)
 
 
+@pytest.mark.parametrize("first", [b"[", b"{", b"BM", b"PK\3\4", b"\xff\xd8\xff"])
+def test_raw_numbers_may_begin_like_another_form(first: bytes) -> None:
+    data = first + bytes(range(200, 216 - len(first)))
+    options = SourceOptions(shape=(4, 4), dtype="uint8")
+    assert read(data, options).arrays[0].tobytes() == data
+    with pytest.raises(SourceError):
+        read(data + b"\0", options)
+
+
+def test_a_name_that_is_half_a_character_can_be_written() -> None:
+    name = read(b'{"id": "part \\ud800", "inputs": [[1]]}', OPTIONS).id
+    assert name.encode() == b"part \\ud800"
+
+
+def _unbelievable(kind: int) -> bytes:
+    """An archive whose one input unfolds into 192 MB and says that it has 1000 bytes."""
+    file, head = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (872,)})
+    with zipfile.ZipFile(file, "w", kind, compresslevel=1) as archive, archive.open("input_0.npy", "w") as member:
+        member.write(head.getvalue())
+        for _ in range(192):
+            member.write(bytes(1 << 20))
+    data = bytearray(file.getvalue())
+    struct.pack_into("<I", data, data.rfind(b"PK\1\2") + 24, 1000)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_an_archive_that_lies_of_its_size_costs_no_memory(kind: int) -> None:
+    data = _unbelievable(kind)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SourceError):
+        read(data, SourceOptions(kind="http", max_bytes=16 << 20))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10, "KiB"
+
+
+def _backwards() -> bytes:
+    return npy(np.zeros(128, np.uint8)).replace(b"'shape': (128,), ", b"'shape': (-1,128)")
+
+
+def _many_inputs() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for number in range(300):
+            archive.writestr(f"input_{number}.npy", npy(np.zeros(1)))
+    return file.getvalue()
+
+
 def _lying_npy() -> bytes:
     return npy(np.zeros(1)).replace(b"'shape': (1,), ", b"'shape': (9999999999999,), ")[:200]
 
@@ -98,7 +148,9 @@ def _without_input() -> bytes:
         (npy(np.zeros(9))[:-4], "cut short"),
         (_lying_npy(), "."),
         (npy(np.array([{}], dtype=object)), "objects"),
+        (_backwards(), "shape"),
         (_bomb(), "unfolds"),
+        (_many_inputs(), "never"),
         (_without_input(), "input_0"),
         (b"PK\x03\x04garbage", "not readable"),
         (b"[1, [2, 3]]", "not readable"),

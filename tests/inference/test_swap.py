@@ -6,6 +6,7 @@ import time
 from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,10 @@ pytestmark = pytest.mark.process
 
 def serves(rig: Rig, digest: str) -> bool:
     return rig.running() == digest
+
+
+def has_done(rig: Rig, digest: str) -> bool:
+    return int(rig.counts(digest).get("done", 0)) > 5
 
 
 def started(rig: Rig, times: int) -> bool:
@@ -210,7 +215,7 @@ def test_two_models_that_change_at_once_are_loaded_one_after_the_other(
 ) -> None:
     diary = tmp_path / "diary"
     monkeypatch.setenv("STANDIN_DIARY", str(diary))
-    slow = {"worker_argv": [sys.executable, str(Path(__file__).parent.parent / "standin_worker.py")]}
+    slow: dict[str, Any] = {"worker_argv": [sys.executable, str(Path(__file__).parent.parent / "standin_worker.py")]}
     with Rig(tmp_path / "a", "one") as one, Rig(tmp_path / "b", "two") as two:
         slots = {}
         for rig in (one, two):
@@ -228,7 +233,7 @@ def test_two_models_that_change_at_once_are_loaded_one_after_the_other(
             for rig in (one, two):
                 rig.wait(partial(serves, rig, slots[rig][turn]), 60.0)
         for rig in (one, two):
-            rig.wait(lambda rig=rig: rig.counts(slots[rig][2]).get("done", 0) > 5, 60.0)
+            rig.wait(partial(has_done, rig, slots[rig][2]), 60.0)
         two.process = None
         assert one.stop() == 0
     loads = sorted(

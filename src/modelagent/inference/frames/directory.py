@@ -19,6 +19,7 @@ import logging
 import os
 import select
 import shutil
+import stat
 import threading
 import time
 from collections import deque
@@ -28,7 +29,7 @@ from typing import Final
 
 from modelagent.errors import SourceError, UsageError
 from modelagent.inference.frames import Frame, FrameSource, SourceOptions
-from modelagent.inference.frames.payload import SUFFIXES, Payload, read
+from modelagent.inference.frames.payload import SUFFIXES, Payload, read, spell
 from modelagent.inference.results import Row
 from modelagent.inference.watch import Watch
 
@@ -39,6 +40,7 @@ _LOOK: Final = 1.0  # seconds between two looks at the whole directory
 _AHEAD: Final = 4  # files read and not ended
 _FAREWELL: Final = 1.0  # seconds that frames on their way have to end when we stop
 _MOST: Final = 100_000  # files remembered at once; the rest are found by a later look
+_STALE: Final = 1000  # entries of the heap whose file has changed since; more are swept out
 
 _Identity = tuple[int, int, int]  # inode, mtime in ns, size
 
@@ -59,6 +61,16 @@ class DirectorySource(FrameSource):
                 'source: kind = "directory" needs path, and done_dir with after = "move"; add them to the settings',
                 code="config",
             )
+        if (
+            options.after == "move"
+            and options.done_dir is not None
+            and options.done_dir.resolve() == options.path.resolve()
+        ):
+            raise UsageError(
+                f"source.done_dir: found {options.done_dir}, which is source.path: its files would be taken again; "
+                "name another directory",
+                code="config",
+            )
         self._path = options.path
         self._ahead = max(1, min(_AHEAD, options.queue))
         self._number = 0
@@ -77,8 +89,7 @@ class DirectorySource(FrameSource):
         try:
             if not self._path.is_dir():
                 raise SourceError(f"{self._path}: no such directory; make it or correct source.path", code="source")
-            watched = watch.add(self._path)
-            self._take(watch, put, stop, watched=watched)
+            self._take(watch, put, stop)
             deadline = time.monotonic() + _FAREWELL
             while self._busy and time.monotonic() < deadline:  # what we stopped with: its end decides on its file
                 self._put_away()
@@ -89,15 +100,16 @@ class DirectorySource(FrameSource):
             wake, self._wake_fd = self._wake_fd, -1
             os.close(wake)
 
-    def _take(self, watch: Watch, put: Callable[[Frame], None], stop: threading.Event, *, watched: bool) -> None:
+    def _take(self, watch: Watch, put: Callable[[Frame], None], stop: threading.Event) -> None:
         poll = select.poll()
         poll.register(self._woken_fd, select.POLLIN)
-        if watched:
+        if watch.fd >= 0:
             poll.register(watch.fd, select.POLLIN)
         look = 0.0
         while not stop.is_set():
             now = time.monotonic()
-            whole = watch.drain() if watched else []
+            watch.add(self._path)  # again and again: the directory may be another one of that name by now
+            whole = watch.drain() if watch.fd >= 0 else []
             for path in whole or ():
                 self._note(path, settled=0.0)
             if whole is None or now >= look:
@@ -118,6 +130,8 @@ class DirectorySource(FrameSource):
     # -- what lies there -------------------------------------------------------------------------------------------
 
     def _scan(self) -> None:
+        for path in [path for path in self._stuck if not os.path.lexists(path)]:
+            del self._stuck[path]
         try:
             with os.scandir(self._path) as entries:
                 for entry in entries:
@@ -137,12 +151,15 @@ class DirectorySource(FrameSource):
         except OSError:
             return  # gone again
         identity = (status.st_ino, status.st_mtime_ns, status.st_size)
-        regular = status.st_mode & 0o170000 == 0o100000  # stat.S_IFREG; a link may lead anywhere
+        regular = stat.S_ISREG(status.st_mode)  # a link may lead anywhere
         known = identity in {self._busy.get(path), self._stuck.get(path), self._ready.get(path)}
         if known or not regular or 0.0 <= time.time() - status.st_mtime < settled or path in self._busy:
             return
         self._ready[path] = identity
         heapq.heappush(self._order, (identity[1], path.name, path))
+        if len(self._order) > len(self._ready) + _STALE:  # a file that is written over and over while nothing is taken
+            self._order = [(one[1], ready.name, ready) for ready, one in self._ready.items()]
+            heapq.heapify(self._order)
 
     def _trim(self) -> None:
         if self.options.overflow != "drop-oldest":
@@ -165,7 +182,7 @@ class DirectorySource(FrameSource):
 
     def _name(self, path: Path) -> str:
         self._number += 1
-        return f"{path.name}:{self._number}"
+        return f"{spell(path.name)}:{self._number}"
 
     def _give(self, path: Path, identity: _Identity, put: Callable[[Frame], None]) -> None:
         name = self._name(path)
@@ -191,7 +208,11 @@ class DirectorySource(FrameSource):
 
     def _read(self, path: Path) -> Payload:
         try:
-            with path.open("rb") as file:
+            # It may be another one by now: no link is followed, and no pipe is waited for.
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(fd, "rb") as file:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise SourceError(f"{path}: no file any more; put files there", code="payload")
                 return read(file.read(self.options.max_bytes + 1), self.options)
         except FileNotFoundError:
             raise
@@ -218,4 +239,4 @@ class DirectorySource(FrameSource):
         except OSError as error:
             self._stuck[path] = identity
             self.count("stuck")
-            _log.warning("%s: cannot be removed: %s; it will not be taken again", path, error.strerror)
+            _log.warning("%s: cannot be removed: %s; it will not be taken again", path, error.strerror or error)

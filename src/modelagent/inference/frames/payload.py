@@ -6,7 +6,9 @@ This file knows the forms: .npy, .npz, pictures, JSON, raw numbers. It does not 
     payload.arrays, payload.id               # one array per model input; the sender's name for the frame, or ""
 
 JSON is a nested list (one input), or {"id": "part-7", "inputs": [[...], [...]]}; its numbers become `options.dtype`, as
-raw bytes do, which also need `options.shape`. Sizes are checked before anything is allocated; nothing is unpickled.
+raw bytes do, which also need `options.shape`. Raw numbers may happen to begin like another form: what cannot be read as
+that form and has a raw frame's length is one. Sizes are checked before anything is allocated, and what an archive says
+of itself is not believed; nothing is unpickled.
 """
 
 import io
@@ -35,6 +37,12 @@ _DAMAGE: Final = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
 )
 _MAX_ID: Final = 200  # characters
+_INPUTS: Final = 256  # of one frame
+_PACKED: Final = (
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+)  # as numpy writes; of the others zipfile unpacks all at once
+_FORMATS: Final = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # Pillow knows many more, some of them programs
 PICTURE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SUFFIXES: Final = (".npy", ".npz", ".json", *PICTURE_SUFFIXES)
 
@@ -55,6 +63,15 @@ def read(data: bytes, options: SourceOptions) -> Payload:
     if len(data) > options.max_bytes:
         raise bad(f"{len(data)} bytes, at most {options.max_bytes} are taken; raise source.max_mb")
     try:
+        return _read(data, options)
+    except SourceError:
+        if options.shape and len(data) == raw_length(options):
+            return Payload((raw(data, options),), "")
+        raise
+
+
+def _read(data: bytes, options: SourceOptions) -> Payload:
+    try:
         if data.startswith(npy.MAGIC_PREFIX):
             array, _ = read_npy(memoryview(data))
             return Payload((array,), "")
@@ -64,7 +81,7 @@ def read(data: bytes, options: SourceOptions) -> Payload:
             return Payload((_picture(data),), "")
         if data[:1] in (b"[", b"{"):
             return _json(data, options)
-        return Payload((_raw(data, options),), "")
+        return Payload((raw(data, options),), "")
     except SourceError:
         raise
     except EOFError as error:
@@ -95,6 +112,8 @@ def read_npy(data: memoryview) -> tuple[npt.NDArray[Any], int]:
         raise ValueError("its header cannot be read") from error
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
+    if any(size < 0 for size in shape):
+        raise ValueError(f"its shape is {shape}")
     length = math.prod(shape) * dtype.itemsize
     end = head.tell() + length
     if len(data) < end:
@@ -107,9 +126,14 @@ def _archive(data: bytes, options: SourceOptions) -> tuple[npt.NDArray[Any], ...
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if sum(member.file_size for member in archive.infolist()) > options.max_bytes * _UNFOLD:
             raise bad(f"it unfolds into more than {options.max_bytes * _UNFOLD} bytes; raise source.max_mb")
+        members = {member.filename: member for member in archive.infolist()}
         arrays: list[npt.NDArray[Any]] = []
-        while f"input_{len(arrays)}.npy" in archive.namelist():
-            array, _ = read_npy(memoryview(archive.read(f"input_{len(arrays)}.npy")))
+        while (member := members.get(f"input_{len(arrays)}.npy")) is not None:
+            if member.compress_type not in _PACKED or len(arrays) == _INPUTS:
+                raise bad(f"an archive with a member {member.filename} as numpy never writes it")
+            with archive.open(member) as file:
+                unpacked = file.read(member.file_size)  # so many and no more: the rest may be without end
+            array, _ = read_npy(memoryview(unpacked))
             arrays.append(array)
     if not arrays:
         raise bad("an archive without input_0")
@@ -122,14 +146,16 @@ def _picture(data: bytes) -> npt.NDArray[Any]:
     except ImportError as error:
         raise bad("a picture, and Pillow is not installed: pip install 'modelagent[images]'") from error
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             if picture.width * picture.height > _PIXELS:
                 raise bad(f"a picture of {picture.width}x{picture.height}, at most {_PIXELS} pixels are taken")
             # Grey stays grey, with its depth; everything else becomes red, green and blue.
             if picture.mode not in {"L", "I;16", "F", "RGB"}:
                 return np.asarray(picture.convert("RGB"))
             return np.asarray(picture)
-    except (Image.DecompressionBombError, SyntaxError, EOFError) as error:
+    except SourceError:
+        raise
+    except Exception as error:  # whatever a decoder makes of bytes that somebody has damaged: it is this frame's fault
         raise bad(f"a damaged picture: {error}") from error
 
 
@@ -138,7 +164,7 @@ def _json(data: bytes, options: SourceOptions) -> Payload:
     name = ""
     inputs: list[Any] = [document]
     if isinstance(document, dict):
-        name = str(document.get("id", ""))[:_MAX_ID]
+        name = spell(str(document.get("id", ""))[:_MAX_ID])
         inputs = document["inputs"]
         if not isinstance(inputs, list):
             raise bad('{"inputs": ...} that is no list')
@@ -152,13 +178,19 @@ def _json(data: bytes, options: SourceOptions) -> Payload:
     return Payload(tuple(arrays), name)
 
 
-def _raw(data: bytes, options: SourceOptions) -> npt.NDArray[Any]:
+def raw(data: bytes, options: SourceOptions) -> npt.NDArray[Any]:
+    """A raw frame; SourceError when the length is another, or no shape is set."""
     if not options.shape:
         raise bad("neither .npy, .npz, a picture nor JSON; for raw numbers set source.shape and source.dtype")
     wanted = raw_length(options)
     if len(data) != wanted:
         raise bad(f"{len(data)} bytes, a raw frame of {options.dtype}{list(options.shape)} has {wanted}")
     return np.frombuffer(data, dtype=options.dtype).reshape(options.shape)
+
+
+def spell(name: str) -> str:
+    """A name as every sink can write it: JSON and file names may hold half a character, which becomes an escape."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def raw_length(options: SourceOptions) -> int:

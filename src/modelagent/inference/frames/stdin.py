@@ -4,11 +4,14 @@ This file knows where one frame ends and the next begins. It does not know what 
 
     ffmpeg ... -f rawvideo -pix_fmt rgb24 - | modelagent run inference      # source.shape = [480, 640, 3], uint8
 
-The forms may be mixed; what is neither .npy nor JSON is raw. At the end of the input the source ends. Half a frame at
-the end, or bytes that nobody can read, end it too: after them nothing says where the next frame begins.
+The forms may be mixed; what is neither .npy nor a whole line of JSON is raw, also where its first numbers look like a
+bracket or the end of a line. At the end of the input the source ends. Half a frame at the end, or bytes that nobody can
+read, end it too: after them nothing says where the next frame begins.
 """
 
+import codecs
 import os
+import re
 import select
 import sys
 import threading
@@ -20,9 +23,11 @@ from numpy.lib import format as npy
 
 from modelagent.errors import SourceError
 from modelagent.inference.frames import Frame, FrameSource, SourceOptions
-from modelagent.inference.frames.payload import Payload, bad, raw_length, read, read_npy
+from modelagent.inference.frames.payload import Payload, bad, raw, raw_length, read, read_npy
 
 _CHUNK: Final = 1 << 20
+_JSON: Final = re.compile(rb'\{\s*(["}]|$)|(\[\s*){1,64}([^\[\s]|$)')  # how it may begin; no array has more axes
+_CONTROL: Final = bytes(byte for byte in range(32) if byte not in b"\t\r")
 
 
 class StdinSource(FrameSource):
@@ -35,6 +40,7 @@ class StdinSource(FrameSource):
         self._fd = fd
         self._number = 0
         self._data = bytearray()
+        self._lines = not options.shape  # ends of lines before the next frame are none of its numbers
 
     def run(self, put: Callable[[Frame], None], stop: threading.Event) -> None:
         """See FrameSource; returns at the end of the input."""
@@ -58,7 +64,7 @@ class StdinSource(FrameSource):
 
     def _next(self, *, ended: bool) -> Payload | None:
         """The next frame, None while there is not enough of it; SourceError when there never will be."""
-        while self._data.startswith((b"\n", b"\r")):
+        while self._lines and self._data.startswith((b"\n", b"\r")):
             del self._data[0]
         if not self._data:
             return None
@@ -90,17 +96,36 @@ class StdinSource(FrameSource):
                 return None
             del self._data[:end]
             return Payload((array,), "")
-        if self._data.startswith((b"{", b"[")):
-            end = self._data.find(b"\n")
-            if end < 0 and not ended:
+        end = self._data.find(b"\n")
+        whole = ended or end >= 0
+        end = len(self._data) if end < 0 else end
+        if _JSON.match(self._data) and _is_text(self._data[:end]):
+            if not whole:
                 return None
-            end = len(self._data) if end < 0 else end
-        else:
-            if not self.options.shape:
-                raise bad("neither .npy nor JSON; for raw numbers set source.shape and source.dtype")
-            end = raw_length(self.options)
-            if len(self._data) < end:
-                return None
+            try:
+                payload = read(bytes(self._data[:end]), self.options)
+            except SourceError:
+                if not self.options.shape:
+                    raise
+            else:
+                del self._data[:end]
+                self._lines = True
+                return payload
+        if not self.options.shape:
+            raise bad("neither .npy nor JSON; for raw numbers set source.shape and source.dtype")
+        end = raw_length(self.options)
+        if len(self._data) < end:
+            return None
         frame = bytes(self._data[:end])
         del self._data[:end]
-        return read(frame, self.options)
+        self._lines = False
+        return Payload((raw(frame, self.options),), "")
+
+
+def _is_text(line: bytearray) -> bool:
+    """Whether this may be (the beginning of) a line of text."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(line)
+    except UnicodeDecodeError:
+        return False
+    return not any(line.find(byte) >= 0 for byte in _CONTROL)
