@@ -12,6 +12,7 @@ its own: a release is complete if and only if `incoming/<release digest>` is the
 linked, not fetched, and with everything there no network is needed.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -420,8 +421,10 @@ def _is_whole(path: Path, ref: FileRef) -> bool:
             return False
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest() == ref.sha256
-    except FileNotFoundError:
-        return False
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EIO):  # what the storage cannot read can be fetched again
+            return False
+        raise
 
 
 def _read_manifest(path: Path) -> Manifest | None:

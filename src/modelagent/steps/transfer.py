@@ -10,6 +10,7 @@ It gets its final name only once its hash is right; what could be a lie is taken
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -246,13 +247,25 @@ class _Partial:
         else:
             if not stat.S_ISREG(status.st_mode) or status.st_size > item.length:
                 durable.remove_tree(path)
-        durable.point("open", path)
-        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+        self._fd = self._open()
         self.have = 0
         self._unsynced = 0
         self._synced = time.monotonic()
         self._origin = self._read_origin()
-        self._hash_again()
+        try:
+            self._hash_again()
+        except OSError as error:
+            os.close(self._fd)
+            if error.errno != errno.EIO:
+                raise
+            # What the storage cannot read is fetched again, in another place of it.
+            durable.remove_tree(path)
+            self._fd = self._open()
+            self._hash_again()
+
+    def _open(self) -> int:
+        durable.point("open", self._path)
+        return os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
 
     @property
     def is_right(self) -> bool:
