@@ -17,7 +17,7 @@ from modelagent.core.events import Instant, RevertWanted, Wanted
 from modelagent.errors import DeviceError, UsageError
 from modelagent.inputs import Reply
 from modelagent.inputs.commands import Desk, Request, RequestError, answer, parse_request
-from modelagent.inputs.control import MAX_LINE, ControlServer, ask, converse
+from modelagent.inputs.control import MAX_LINE, MAX_UNREAD, ControlServer, ask, converse
 
 NOW = 1_700_000_000.0
 
@@ -167,6 +167,14 @@ def test_who_does_not_read_is_shown_the_door(tmp_path: Path) -> None:
             while data := sock.recv(1 << 20):
                 received += len(data)
         assert received < 5 * 500_000
+
+
+def test_a_result_without_end_is_an_answer_too(tmp_path: Path) -> None:
+    desk = Desk(submit=Driver().submit, view=lambda _: {"lines": ["x" * MAX_UNREAD]}, now=lambda: NOW)
+    with ControlServer(tmp_path / "control.sock", desk):
+        told = ask(tmp_path / "control.sock", {"id": "7f3a", "verb": "history"}, timeout=10)
+    assert (told["id"], told["status"], told["code"]) == ("7f3a", "failed", "oversized")
+    assert "ask for less" in told["reason"]
 
 
 def test_permission_and_removal(tmp_path: Path, desk: Desk) -> None:

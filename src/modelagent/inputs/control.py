@@ -238,7 +238,11 @@ class ControlServer:
         client.waiting += 1
 
         def reply(document: Mapping[str, Any]) -> None:
-            self._replies.append((client, _encode(document), document.get("status") in FINAL))
+            data = _encode(document)
+            if len(data) > MAX_UNREAD:  # it would be parted from, and told to try again
+                document = answer(str(document.get("id", "")), "failed", "the result is too large; ask for less")
+                data = _encode({**document, "code": "oversized"})
+            self._replies.append((client, data, document.get("status") in FINAL))
             self._ring()
 
         def watch(request: str) -> None:
