@@ -95,6 +95,14 @@ def make_directory(path: Path, *, mode: int = 0o750) -> None:
     sync_directory(path.parent)
 
 
+def have_directory(path: Path, *, replace: bool = False) -> None:
+    """Like `make_directory`, but one that is there costs the disk nothing; `replace`: whatever else is there goes."""
+    if not is_directory(path):
+        if replace:
+            remove_tree(path)
+        make_directory(path)
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in `path` durable."""
     point("fsync-dir", path)

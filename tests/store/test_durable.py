@@ -120,6 +120,21 @@ def test_make_directory(tmp_path: Path) -> None:
             durable.make_directory(tmp_path / name)
 
 
+def test_have_directory_costs_nothing_where_there_is_one_and_replaces_only_when_asked(tmp_path: Path) -> None:
+    place = tmp_path / "new"
+    assert [name for name, _ in points_of(lambda: durable.have_directory(place))] == ["mkdir", "fsync-dir"]
+    (place / "kept").touch()
+    assert points_of(lambda: durable.have_directory(place, replace=True)) == []
+    assert (place / "kept").exists()
+    link = tmp_path / "link"
+    link.symlink_to(place)
+    with pytest.raises(NotADirectoryError):
+        durable.have_directory(link)
+    durable.have_directory(link, replace=True)
+    assert durable.is_directory(link)
+    assert (place / "kept").exists()
+
+
 def test_set_mode_only_where_it_differs(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch(0o600)

@@ -230,9 +230,7 @@ class Acquirer:
 
     def _prepare(self) -> None:
         with durable.device_errors("the state directory"):
-            if not durable.is_directory(self._incoming):
-                durable.remove_tree(self._incoming)
-                durable.make_directory(self._incoming)
+            durable.have_directory(self._incoming, replace=True)
 
     # --- acquire -----------------------------------------------------------------------------------------------
 

@@ -283,9 +283,7 @@ class Checker:
     def _prepare(self) -> list[str]:
         """Make the cache; at the first check of this process, and after trouble with the disk, also look it over."""
         with durable.device_errors("the state directory"):
-            if not durable.is_directory(self._tuf):
-                durable.remove_tree(self._tuf)
-                durable.make_directory(self._tuf)
+            durable.have_directory(self._tuf, replace=True)
             if self._swept:
                 return []
             notes = sweep(self._tuf)

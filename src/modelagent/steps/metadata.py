@@ -72,8 +72,7 @@ class View:
         self._door = Door(source)
         with durable.device_errors("the metadata cache"):
             for path in (directory, directory / "targets", directory / "root_history"):
-                if not durable.is_directory(path):  # a check without news must not write, nor wait for the disk
-                    durable.make_directory(path)
+                durable.have_directory(path)  # a check without news must not write, nor wait for the disk
         try:
             self._tuf = Workflow(directory, self._door, root_bytes, self._clock, prefix)
         except RepositoryError as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from modelagent.core.events import Instant
-from modelagent.durable import device_errors, is_directory, make_directory, write_atomic
+from modelagent.durable import device_errors, have_directory, write_atomic
 from modelagent.errors import DeviceError
 from modelagent.policies import Memory, Past
 
@@ -63,8 +63,7 @@ class Remembered:
         }
         try:
             with device_errors("remembering what policies saw"):
-                if not is_directory(self._path.parent):
-                    make_directory(self._path.parent)
+                have_directory(self._path.parent)
                 write_atomic(self._path, json.dumps({"schema": SCHEMA, "memory": entries}).encode(), durable=False)
         except DeviceError as error:
             _log.warning("%s", error.message)

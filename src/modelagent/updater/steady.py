@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol
 
 from modelagent.core.events import Runs
 from modelagent.core.verdicts import SteadyVerdict
-from modelagent.durable import is_directory, make_directory, write_atomic
+from modelagent.durable import have_directory, write_atomic
 from modelagent.judges.drift import BernoulliChart, Chart, freeze, threshold_for
 from modelagent.judges.metrics import wilson
 
@@ -240,8 +240,7 @@ class Steady:
         self._saved = mono
         document: dict[str, Any] = dataclasses.asdict(self._memory)
         try:
-            if not is_directory(self._path.parent):
-                make_directory(self._path.parent)
+            have_directory(self._path.parent)
             write_atomic(self._path, json.dumps(document).encode(), durable=False)
         except OSError as error:
             _log.warning("%s: the drift charts are not kept: %s", self._path, error.strerror)
