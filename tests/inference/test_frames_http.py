@@ -1,5 +1,6 @@
 """The HTTP source: limits, several requests, and clients that misbehave."""
 
+import dataclasses
 import http.client
 import json
 import socket
@@ -181,6 +182,85 @@ def test_only_so_many_connections(served: Served) -> None:
     while served.source._clients:
         time.sleep(0.005)
     assert served.say(post(head="Connection: close\r\n")).startswith(b"HTTP/1.1 200")
+
+
+def buffered(source: HttpSource) -> int:
+    """Bytes that the source keeps for its clients."""
+    return sum(len(client.incoming) + len(client.outgoing) for client in list(vars(source)["_clients"]))
+
+
+def test_who_reads_no_answers_is_not_read_either(served: Served) -> None:
+    question = b"GET /healthz HTTP/1.1\r\n\r\n" * 10_000
+    most: list[int] = []
+
+    def ask(sock: socket.socket) -> None:
+        for _ in range(200):  # 50 MB of questions, 260 MB of answers
+            sock.sendall(question)
+            most.append(buffered(served.source))
+
+    with (
+        socket.create_connection(("127.0.0.1", served.source.port), timeout=10.0) as sock,
+        pytest.raises(OSError, match=r"reset|pipe"),
+    ):
+        ask(sock)
+    assert max(most) < 2 << 20
+    assert served.say(post(head="Connection: close\r\n")).startswith(b"HTTP/1.1 200")
+
+
+def test_who_reads_late_gets_every_answer() -> None:
+    served = Served()
+    served.source.options = dataclasses.replace(served.source.options, max_bytes=64 << 20)
+    try:
+        with socket.create_connection(("127.0.0.1", served.source.port), timeout=10.0) as sock:
+            sock.settimeout(20.0)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            sock.sendall(b"GET /healthz HTTP/1.1\r\n\r\n" * 30_000)
+            sock.sendall(b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n")
+            heard = bytearray()
+            while chunk := sock.recv(1 << 16):
+                heard += chunk
+        assert heard.count(b"HTTP/1.1 200 OK") == 30_001
+    finally:
+        served.close()
+
+
+def test_half_sent_requests_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HELD", 30_000)
+    monkeypatch.setattr(module, "_LARGE", 5_000)
+    served = Served()
+    served.source.options = dataclasses.replace(served.source.options, max_bytes=10_000)
+    head = b"POST / HTTP/1.1\r\nContent-Length: 10000\r\n\r\n"
+    clients = []
+    try:
+        for _ in range(8):
+            clients.append(socket.create_connection(("127.0.0.1", served.source.port), timeout=10.0))
+            clients[-1].sendall(head + bytes(9_000))
+        deadline = time.monotonic() + 10.0
+        while served.source.counts.get("turned-away", 0) < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        assert buffered(served.source) <= 40_000
+    finally:
+        for client in clients:
+            client.close()
+        served.close()
+
+
+def test_a_flood_of_connections_takes_a_bounded_number_of_descriptors(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MAX_CLIENTS", 4)
+    clients: list[socket.socket] = []
+    try:
+        clients.extend(socket.create_connection(("127.0.0.1", served.source.port), timeout=10.0) for _ in range(40))
+        deadline = time.monotonic() + 10.0
+        while served.source.counts.get("turned-away", 0) < 36:
+            assert time.monotonic() < deadline
+            assert len(vars(served.source)["_clients"]) <= 8
+            time.sleep(0.005)
+    finally:
+        for client in clients:
+            client.close()
 
 
 def test_a_client_that_leaves_costs_nothing(served: Served) -> None:

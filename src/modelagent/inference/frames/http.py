@@ -9,7 +9,8 @@ Any path takes frames; `GET /healthz` answers while the source lives. The header
 result; 400: no form that we know; 413: larger than `max_mb`; 422: not what the model takes; 500: the model failed on
 it; 503: dropped, or too many connections; 504: no result within `answer_s`.
 
-One thread serves everybody and never waits for one of them. Loopback is the default: whoever reaches the port is
+One thread serves everybody and never waits for one of them: who does not read its answers is not read either, and all
+that is half sent is bounded together. Loopback is the default: whoever reaches the port is
 believed, so requests of web pages (with an Origin) are refused.
 """
 
@@ -32,6 +33,8 @@ from modelagent.inference.results import Row
 
 _MAX_HEAD: Final = 16 * 1024  # bytes
 _MAX_CLIENTS: Final = 64
+_HELD: Final = 64 << 20  # bytes, or four of the largest frames: that half-sent requests may take together
+_LARGE: Final = 1 << 20  # bytes; from here on they are added up
 _UNFINISHED_S: Final = 30.0  # a request must be whole within
 _IDLE_S: Final = 120.0  # between two requests of one connection
 _CHUNK: Final = 1 << 18
@@ -109,6 +112,8 @@ class HttpSource(FrameSource):
                 code="source",
             ) from error
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._waiting.clear()
+        self._signalled = False
         with listener, selectors.DefaultSelector() as selector:
             listener.setblocking(False)
             self.port = listener.getsockname()[1]
@@ -140,6 +145,7 @@ class HttpSource(FrameSource):
                         self._receive(client, selector)
                     if events & selectors.EVENT_WRITE and client in self._clients:
                         self._send(client, selector)
+                        self._advance(client, selector)
             now = time.monotonic()
             if now >= tick:
                 tick = now + _TICK
@@ -160,6 +166,10 @@ class HttpSource(FrameSource):
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE}:
                 time.sleep(0.05)  # it stays readable; others may close meanwhile
+            return
+        if len(self._clients) >= 2 * _MAX_CLIENTS:  # telling so many takes descriptors that others need
+            self.count("turned-away")
+            sock.close()
             return
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -205,12 +215,20 @@ class HttpSource(FrameSource):
             client.deadline = time.monotonic() + _UNFINISHED_S
         client.incoming += chunk
         self._advance(client, selector)
-        if len(client.incoming) > self.options.max_bytes + _MAX_HEAD and client in self._clients:
+        if client not in self._clients:
+            return
+        if len(client.incoming) > self.options.max_bytes + _MAX_HEAD:
             self._hang_up(client, selector)  # it sends ahead more than one request may have
+        elif len(client.incoming) > _LARGE and self._held() > max(_HELD, 4 * self.options.max_bytes):
+            self.count("turned-away")
+            self._hang_up(client, selector)
+
+    def _held(self) -> int:
+        return sum(len(client.incoming) for client in self._clients)
 
     def _advance(self, client: _Client, selector: selectors.BaseSelector) -> None:
-        """Take requests as long as they are whole; one at a time waits for its result."""
-        while not client.waits and not client.closing and client in self._clients:
+        """Take requests as long as they are whole and answers are read; one at a time waits for its result."""
+        while not (client.waits or client.closing or client.outgoing) and client in self._clients:
             if client.headers is None and not self._read_head(client, selector):
                 return
             if client.headers is None:
