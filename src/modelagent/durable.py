@@ -40,7 +40,7 @@ _NO_REMEDY: Final = ("io", "see `dmesg`: the storage may be failing")
 # Called with (operation, path) immediately before each system call that changes the disk. Tests replace it to
 # kill, fail or count; in production it does nothing. One place, so that no write can be forgotten.
 _hook: Callable[[str, str], None] | None = None
-_waste: Final[set[Path]] = set()  # temporary files that have to go, and could not yet
+_waste: Final[set[Path]] = set()  # files of nobody's that have to go, and could not yet
 _waste_guard: Final = threading.Lock()
 
 
@@ -298,7 +298,7 @@ def sweep(directory: Path) -> None:
 
 
 def tidy() -> None:
-    """Remove temporary files of writes that failed in this process; what the disk does not let go of stays for later.
+    """Remove what writes that failed have left, and what was disposed of; what the disk keeps stays for later.
 
     Every write tries it, and whoever may not write for hours calls it now and then.
     """
@@ -309,6 +309,24 @@ def tidy() -> None:
                     if os.path.lexists(path):
                         unlink(path)
                     _waste.discard(path)
+
+
+def tidy_to_end(tries: int = 5, pause: float = 0.1) -> None:
+    """Like `tidy`, for a process that ends now: what the disk does not let go of is tried again after `pause` s."""
+    for _ in range(tries):
+        tidy()
+        if not _waste:
+            return
+        time.sleep(pause)
+
+
+def dispose(path: Path) -> None:
+    """Remove a file durably that nobody needs any more; where the disk does not let go of it now, `tidy` does later."""
+    try:
+        remove(path)
+    except OSError:
+        with _waste_guard:
+            _waste.add(path)
 
 
 def unlink(path: Path) -> None:

@@ -29,7 +29,8 @@ from torture.checks import leftovers
 from torture.device import Plan, Point, serve
 from torture.world import MODEL, Chapter, Player, World
 
-PATIENCE_S: Final = 30.0  # to the chapter's end; a quiet machine takes less than one
+PATIENCE_S: Final = 40.0  # to the chapter's end, with room for STILL_S; a quiet machine takes about one
+STOP_S: Final = 15.0  # longer than STILL_S: a process that stands still while it stops is the kernel's too
 BEAT_S: Final = 0.01
 AGAIN_S: Final = 2.0  # after which whoever gave a command without success gives it again
 TIDY_S: Final = 2.0  # at rest, after which nothing is left of writes that failed
@@ -80,7 +81,7 @@ class Box:
                 os.dup2(output, 2)
                 if self._prepare is not None:
                     self._prepare()
-                code = serve(self.world.config, plan, log)
+                code = serve(self.world.config, plan, log, self.world.deltas)
             except AgentError as error:
                 os.write(2, f"{type(error).__name__}: {error.message}\n".encode())
                 code = 69
@@ -104,11 +105,11 @@ class Box:
         if self._pid == 0:
             return "not running"
         os.kill(self._pid, signal.SIGTERM)
-        limit = time.monotonic() + 10
+        limit = time.monotonic() + STOP_S
         while not (how := self.ended()):
             if time.monotonic() > limit:
                 self.kill()
-                return "did not stop within 10 s"
+                return f"did not stop within {STOP_S:.0f} s"
             time.sleep(0.005)
         return how
 

@@ -10,7 +10,8 @@ updater (it looks at health more often), and the canary is played: it passes. Wo
 **Order of threads.** While a hand writes, the machine goes on: one write may be seen in two or three phases, as the
 threads happen to run. All of them are points, and a plan can ask for the order that leads to its own: `free` leaves
 the threads alone, `eager` makes the machine wait for its hands (a write comes in the phase that asked for it), and
-`held` makes a hand, or a command, wait before the plan's point until the machine is in the plan's phase.
+`held` makes a hand, or a command, wait before the plan's point until the machine is in the plan's phase, and the
+machine wait there for them.
 """
 
 import contextlib
@@ -26,16 +27,17 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from modelagent import durable, updater
+from modelagent import children, durable, updater
 from modelagent.core.state import Phase
 from modelagent.core.verdicts import CanaryVerdict, Outcome
 from modelagent.inputs import edits
 from modelagent.inputs.config import load
 from modelagent.steps.canary import CanaryRunner
+from modelagent.steps.delta import Rebuilder
 from modelagent.updater import driver
 from modelagent.updater.hands import Hands, finished
 from torture.mistakes import MISTAKES
@@ -57,8 +59,18 @@ NEEDS_SPACE: Final = ("create", "write", "symlink", "mkdir", "link", "append", "
 NEEDS_INODE: Final = ("create", "symlink", "mkdir", "open")
 NEEDS_DESCRIPTOR: Final = ("create", "append", "overwrite", "truncate", "fsync-dir", "open")
 LASTS: Final = 4  # an error is met at so many fitting points in a row, then the device is well again
+STILL_S: Final = 10  # seconds without a turn, then the kernel ends the process (a minute as shipped)
 HELD_S: Final = 3.0  # at most, for the phase that a plan wants
 HELD_AT_ALL_S: Final = 12.0  # over one process's life: the chapter has to come to its end all the same
+# The real program and its real cage, but not behind every other task of the machine: that could be minutes.
+APPLY: Final = """
+import json, sys
+from modelagent import children
+children.sink = lambda task: None
+from modelagent.delta.apply import main
+sys.exit(main(json.loads(sys.argv[1])))
+"""
+MEET_S: Final = 0.5  # that the machine waits, each time it comes into the plan's phase
 EAGER_S: Final = 5.0  # at most, for a hand
 CRUMB: Final = 32 * 1024  # bytes that a starved process finds free
 
@@ -89,11 +101,14 @@ class Plan(NamedTuple):
         return cls(Point(operation, place, phase), int(nth), kind, pace)
 
 
-def place_of(path: str, state_dir: str) -> str:
-    """The class of a path: where in the state directory, without digests, numbers and process ids."""
+def place_of(path: str, state_dir: str, deltas: Collection[str] = ()) -> str:
+    """The class of a path: where in the state directory, without digests, numbers and process ids.
+
+    `deltas`: digests that are told from others, as a delta goes another way than the files of a release.
+    """
     if not path.startswith(state_dir + "/"):
         return "(state directory)" if path == state_dir else "(elsewhere)"
-    inside = re.sub(r"[0-9a-f]{64}", "*", path[len(state_dir) + 1 :])
+    inside = re.sub(r"[0-9a-f]{64}", lambda it: "(delta)" if it[0] in deltas else "*", path[len(state_dir) + 1 :])
     inside = re.sub(r"\.\d+\.tmp$", ".tmp", inside)
     return re.sub(r"\d{3,}", "#", re.sub(r"(^|/)\d+\.", r"\1#.", inside))
 
@@ -101,9 +116,12 @@ def place_of(path: str, state_dir: str) -> str:
 class Hook:
     """Counts points, tells them to `log` (a file descriptor), and does what the plan says."""
 
-    def __init__(self, plan: Plan | None, state_dir: Path, log: int, phase: Callable[[], str]) -> None:
+    def __init__(
+        self, plan: Plan | None, state_dir: Path, log: int, phase: Callable[[], str], deltas: Collection[str] = ()
+    ) -> None:
         self._plan = plan
         self._state_dir = str(state_dir)
+        self._deltas = deltas
         self._log = log
         self._phase = phase
         self._count: Counter[Point] = Counter()
@@ -113,7 +131,7 @@ class Hook:
         self._guard = threading.Lock()
 
     def __call__(self, operation: str, path: str) -> None:
-        place = place_of(path, self._state_dir)
+        place = place_of(path, self._state_dir, self._deltas)
         if self._plan is not None and (operation, place) == self._plan.point[:2]:
             self.hold()
         with self._guard:
@@ -140,6 +158,14 @@ class Hook:
         while not self._fired and self._phase() != self._plan.point.phase and time.monotonic() < limit:
             time.sleep(0.001)
         self._patience -= time.monotonic() - begun
+
+    def meet(self) -> None:
+        """Where the plan wants it, have the machine wait in the plan's phase for the thread that is to be struck."""
+        if self._plan is None or self._plan.pace != "held" or self._phase() != self._plan.point.phase:
+            return
+        limit = time.monotonic() + MEET_S
+        while not self._fired and time.monotonic() < limit:
+            time.sleep(0.001)
 
     def _strike(self, kind: str) -> None:
         if kind in ERRORS:
@@ -192,11 +218,18 @@ def quicken() -> None:
     """Let the updater look often; patience is not under test here."""
     for phase in (Phase.ACTIVATING, Phase.PROBATION, Phase.REVERTING):
         driver._LOOK_S[phase] = 0.01
-    for module, name, value in ((driver, "_LOOK_OTHERWISE_S", 0.05), (updater, "CanaryRunner", PlayedCanary)):
+    for module, name, value in (
+        (driver, "_LOOK_OTHERWISE_S", 0.05),
+        (updater, "CanaryRunner", PlayedCanary),
+        (updater, "_STILL_S", STILL_S),
+        (children, "sink", lambda _: None),
+    ):
         setattr(module, name, value)
-    # The default was bound when the class was made.
-    assert edits.Edits.__init__.__kwdefaults__ is not None
-    edits.Edits.__init__.__kwdefaults__["quiet"] = 0.02
+    # The defaults were bound when the classes were made.
+    for made, argument, other in ((edits.Edits, "quiet", 0.02), (Rebuilder, "program", (sys.executable, "-c", APPLY))):
+        defaults = made.__init__.__kwdefaults__
+        assert defaults is not None
+        defaults[argument] = other
 
 
 def make_eager() -> None:
@@ -224,9 +257,10 @@ def make_eager() -> None:
     Hands.do = do  # type: ignore[method-assign,assignment]
 
 
-def serve(config: Path, plan: Plan | None, log: int) -> int:
+def serve(config: Path, plan: Plan | None, log: int, deltas: Collection[str] = ()) -> int:
     """Run the updater until SIGTERM. The phase of a point is that of the newest state of the first model."""
     os.environ["MODELAGENT_CONFIG"] = str(config)
+    os.environ["PYTHONPATH"] = str(Path(durable.__file__).parents[1])  # for the program that applies a delta
     settings = load(config)
     quicken()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # asked where it stands when it stands still
@@ -243,7 +277,7 @@ def serve(config: Path, plan: Plan | None, log: int) -> int:
         at.append(self)
 
     updater.Updater.__init__ = remembering  # type: ignore[method-assign]
-    hook = Hook(plan, settings.paths.state_dir, log, phase)
+    hook = Hook(plan, settings.paths.state_dir, log, phase, deltas)
     submit = driver.Driver.submit
 
     def submitted(self: driver.Driver, *words: Any) -> None:
@@ -251,6 +285,15 @@ def serve(config: Path, plan: Plan | None, log: int) -> int:
         submit(self, *words)
 
     driver.Driver.submit = submitted  # type: ignore[method-assign,assignment]
+    step = driver.Driver._step
+
+    def stepped(self: driver.Driver, *words: Any) -> None:
+        before = phase()
+        step(self, *words)
+        if phase() != before:
+            hook.meet()
+
+    driver.Driver._step = stepped  # type: ignore[method-assign,assignment]
     if plan is not None and plan.pace == "eager":
         make_eager()
     mark = os.environ.pop(MARK, "")

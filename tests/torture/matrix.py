@@ -25,6 +25,7 @@ from torture.world import CHAPTERS, Chapter, Player, World
 TRIES: Final = PACES * 3
 LINGERS_S: Final = 0.4  # at the end of a chapter, where a point is still to come
 NOWHERE: Final = Plan(Point("", "", ""), 1, "kill", "eager")  # never strikes: an undisturbed life in order
+EACH: Final = ("incoming", "incoming/(delta)", "incoming/*.made")  # few points, each of them many times another thing
 ELSEWHERE: Final = "(elsewhere)"  # not in the state directory: a power cut or a full disk does not concern it
 
 
@@ -85,20 +86,22 @@ class Matrix:
                 self.always[chapter.name] = self.always.get(chapter.name, seen.points) & seen.points
         return outcomes
 
-    def plans(self, *kinds: str, most: int = 1) -> list[tuple[Chapter, Plan]]:
-        """One plan for each point, in order; the kinds take turns. `most`: for how many of its repetitions."""
+    def plans(self, *kinds: str) -> list[tuple[Chapter, Plan]]:
+        """One plan for each point, in order; where files come and deltas are used, for each of its repetitions.
+
+        The kinds take turns.
+        """
         found = [
             (chapter, point, nth)
             for chapter in CHAPTERS
-            for point, count in self.points[chapter.name].items()
+            for point in self.points[chapter.name]
             if point.place != ELSEWHERE or kinds == ("kill",)
-            for nth in range(1, min(count, most) + 1)
+            for nth in range(1, self._repetitions(chapter, point) + 1)
         ]
-        # By the point's own name: points that only a later enumeration shows must not move the turns of the others.
-        return [
-            (chapter, Plan(point, nth, kinds[zlib.crc32("|".join((chapter.name, *point)).encode()) % len(kinds)]))
-            for chapter, point, nth in found
-        ]
+        return [(chapter, Plan(point, nth, _turn(chapter, point, nth, kinds))) for chapter, point, nth in found]
+
+    def _repetitions(self, chapter: Chapter, point: Point) -> int:
+        return max(1, self.always[chapter.name][point]) if point.place in EACH else 1
 
     def steady_plans(self) -> list[tuple[Chapter, Point, int]]:
         """Points that each enumerated life has shown, with the least number of times that it did."""
@@ -138,6 +141,11 @@ class Matrix:
             problems += [f"the process ended: {how}" for how in seen.ends if how not in _ends(plan, seen)]
         output = self.box.output() if problems else ""
         return Outcome(chapter.name, plan, problems, seen.fired, seen.ends, output), seen
+
+
+def _turn(chapter: Chapter, point: Point, nth: int, kinds: tuple[str, ...]) -> str:
+    # By the point's own name: points that only a later enumeration shows must not move the turns of the others.
+    return kinds[(zlib.crc32("|".join((chapter.name, *point)).encode()) + nth - 1) % len(kinds)]
 
 
 def _ends(plan: Plan | None, seen: Seen) -> tuple[str, ...]:

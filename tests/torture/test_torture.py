@@ -115,6 +115,10 @@ def test_each_change_has_its_point_and_each_point_its_change(matrix: Matrix) -> 
     assert any("write(" in problem for problem in bad.problems)
 
 
+APPLIED = ['9 write(7</s/a.made>, "x"..., 9) = 9']  # of another process: the program that applies a delta
+CHANGED = ["9 fchmod(7</s/a.made>, 0777) = 0"]
+
+
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
@@ -130,13 +134,17 @@ def test_each_change_has_its_point_and_each_point_its_change(matrix: Matrix) -> 
         (["ftruncate(3</s/a>, 0) = 0"], "not announced"),
         (['utimensat(AT_FDCWD</>, "/s/a", [], 0) = 0'], "not announced"),
         (["M/symlink/s/a", 'symlink("t", "/s/a") = 0', 'utimensat(AT_FDCWD</>, "/s/a", [], 0) = 0'], ""),
+        (["M/create/s/a.made", 'openat(AT_FDCWD</s>, "a.made", O_WRONLY|O_CREAT) = 3', *APPLIED], ""),
+        (["M/create/s/a.made", 'openat(AT_FDCWD</s>, "a.made", O_WRONLY|O_CREAT) = 3', *CHANGED], "not announced"),
+        (APPLIED, "not announced"),
     ],
 )
 def test_the_judge_of_system_calls(lines: list[str], problem: str) -> None:
     told = [f'readlink("/torture-point/{line[2:]}", 0x7f, 4095) = -1 E' if line[0] == "M" else line for line in lines]
     other = ['8 write(5</s/c>, "x" <unfinished ...>', "8 <... write resumed>, 1) = 1"]
     before = ['8 readlink("/torture-point/write/s/c", 0x7f, 4095) = -1 ENOENT (No such file or directory)', other[0]]
-    found = judge("\n".join([*before, *(f"7 {line}" for line in told), other[1]]), "/s")
+    told = [line if line.startswith("9 ") else f"7 {line}" for line in told]
+    found = judge("\n".join([*before, *told, other[1]]), "/s")
     assert any(problem in text for text in found.problems) if problem else not found.problems, found
 
 
@@ -160,6 +168,22 @@ def test_places_are_classes() -> None:
     assert place_of(f"/s/incoming/.{digest}.4711.tmp", "/s") == "incoming/.*.tmp"
     assert place_of("/s/tuf/root_history/12.root.json", "/s") == "tuf/root_history/#.root.json"
     assert place_of("/run/x", "/s") == "(elsewhere)"
+    assert place_of(f"/s/incoming/{digest}.part", "/s", {digest}) == "incoming/(delta).part"
+
+
+def test_every_way_of_a_model_file_is_lived(matrix: Matrix) -> None:
+    """Made from a delta; in full; in full because the delta was no good."""
+
+    def ways(chapter: str) -> tuple[bool, bool, bool]:
+        places = {(point.operation, point.place) for point in matrix.points[chapter]}
+        made, delta = ("fsync", "incoming/*.made"), ("rename", "incoming/(delta)")
+        return delta in places, ("create", "incoming/*.made") in places, made in places
+
+    assert ways("renewal") == (True, True, True)
+    assert ways("update") == (False, False, False)
+    assert ways("install") == (True, True, False)
+    plans = [plan for chapter, plan in matrix.plans("kill") if chapter.name == "renewal"]
+    assert sum(plan.point[:2] == ("unlink", "incoming/*.made") for plan in plans) > 1, "each of its repetitions"
 
 
 def test_a_plan_can_be_written_down() -> None:

@@ -1,28 +1,33 @@
-"""What a tortured device lives with: a repository in four states, settings, and the five chapters of its life.
+"""What a tortured device lives with: a repository in four states, settings, and the six chapters of its life.
 
     world = World(Path("/dev/shm/x"))           # real keys, real metadata, made once by our publisher
-    world.chapters                              # install, update, withdrawal, rollback, edit
-    world.turn_to(chapter)                      # the repository and the settings as this chapter has them
+    world.turn_to(CHAPTERS[0])                  # the repository and the settings as this chapter has them
 
 Every chapter says what must hold at its end; what it began with is the end of the one before. It knows nothing of
-faults.
+faults. The model files come in all three ways: "renewal" makes its own from a delta, "update" fetches it in full, and
+"install" is offered a delta that gives other bytes than the signed ones, so that it falls back to the full file.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
+from unittest import mock
 
 from modelagent.core.state import Phase, State
 from modelagent.manifest import Manifest
+from modelagent.publish import deltas
 from modelagent.publish.repository import Repository
 from repository_simulator import fake_model, make_canary, make_manifest
 
 MODEL: Final = "digits"
+SIZE: Final = 150_000  # bytes of a model file
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ class World:
             path.mkdir(parents=True, exist_ok=True)
         self.digests: dict[str, str] = {}
         self.manifests: dict[str, Manifest] = {}
-        self.bytes: dict[str, str] = {}  # sha256 of content -> itself, of everything that was ever published
+        self.deltas: set[str] = set()  # their sha256
         self._publish()
 
     def _publish(self) -> None:
@@ -92,10 +97,14 @@ class World:
                 at[0] += timedelta(hours=1)
             document = make_manifest(model=MODEL, version=version, issued="2026-11-01T12:00:00Z")
             del document["number"]
-            manifest = publisher.add(
-                document, {"model": fake_model(version, size=150_000), "canary": make_canary(seed=len(self.digests))}
-            )
+            with _mistaken() if version == "1.0.0" else contextlib.nullcontext():
+                manifest = publisher.add(
+                    document,
+                    {"model": model_file(version), "canary": make_canary(seed=len(self.digests))},
+                    deltas_from=0 if version == "1.1.0" else 2,
+                )
             publisher.channel(MODEL, "stable", version)
+            self.deltas |= {offer.sha256 for offer in publisher.deltas(MODEL, version)}
             shutil.copytree(home, keep / state)
             self.digests[version] = manifest.digest
             self.manifests[manifest.digest] = manifest
@@ -159,6 +168,27 @@ back_off = 0.1
         if chapter.blocked and self.digests[chapter.blocked] not in {*state.blocks, *state.withdrawn}:
             return False
         return any(s.release.digest == state.current and s.confirmed for s in state.slots)
+
+
+def model_file(version: str) -> bytes:
+    """Bytes that stand for a model; 1.2.0 differs from 1.0.0 by as little as a model that was trained a little more."""
+    if version != "1.2.0":
+        return fake_model(version, size=SIZE)
+    changed = bytearray(fake_model("1.0.0", size=SIZE))
+    changed[50_000:52_000] = fake_model(version, size=2_000)
+    return bytes(changed)
+
+
+@contextlib.contextmanager
+def _mistaken() -> Iterator[None]:
+    """The publisher lists, signed, a delta that makes another file of the same length."""
+    real = deltas.make
+
+    def make(bases: Sequence[tuple[str, Path]], new: bytes) -> list[deltas.Made]:
+        return real(bases, bytes(len(new)))
+
+    with mock.patch.object(deltas, "make", make):
+        yield
 
 
 class Player:

@@ -145,9 +145,9 @@ class Rebuilder:
         except AgentError as error:
             if error.code != "abandoned":
                 self._useless.add(offer.sha256)
-                durable.remove(delta)
+                durable.dispose(delta)
             raise
-        durable.remove(delta)
+        durable.dispose(delta)
         took = time.monotonic() - began
         _log.info("%s: %d bytes made from a delta of %d in %.1f s", ref.sha256, ref.length, offer.length, took)
 

@@ -259,6 +259,7 @@ class Updater:
             self.driver.run(lambda: self._stopping, self._beat)
             notify("STOPPING=1")
             self.answerer.keep(self._clock.now().mono)
+        durable.tidy_to_end()
         return 0
 
     # -- signals and settings ----------------------------------------------------------------------------------
