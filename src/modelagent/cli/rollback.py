@@ -35,7 +35,7 @@ def rollback(frame: Frame, command: Command, *, reason: str, offline: bool) -> N
     model = model_of(settings, command.model)
     from modelagent.updater import rollback_offline  # noqa: PLC0415 - heavy, and needed by this way alone
 
-    become_owner(settings.paths.state_dir)
+    become_owner(settings.paths.state_dir, settings.paths.run_dir)
     try:
         told = rollback_offline(settings, model)
     except UsageError as error:  # refused by the machine's own rules, not a wrong command line
@@ -44,12 +44,18 @@ def rollback(frame: Frame, command: Command, *, reason: str, offline: bool) -> N
     _print(frame, model, "done", told)
 
 
-def become_owner(directory: Path) -> None:
-    """As root, go on as the user that owns `directory`, so that nothing in it comes to belong to root."""
+def become_owner(directory: Path, run_dir: Path) -> None:
+    """As root, go on as the user that owns `directory`, so that nothing in it comes to belong to root.
+
+    `run_dir`, where the lock is, goes with the updater (RuntimeDirectory=), and its user could not make it anew.
+    """
     if os.geteuid() != 0 or not directory.exists():
         return
     owner = directory.stat()
     if owner.st_uid != 0:
+        if not run_dir.exists():
+            run_dir.mkdir(0o750)
+            os.chown(run_dir, owner.st_uid, owner.st_gid)
         os.setgroups([])
         os.setgid(owner.st_gid)
         os.setuid(owner.st_uid)
