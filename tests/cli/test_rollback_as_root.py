@@ -1,4 +1,4 @@
-"""`rollback --offline` by root while the run directory is gone: on as the state's owner, who has a place for the lock."""
+"""`rollback --offline` by root while the run directory is gone: on as the state's owner, with a place for the lock."""
 
 import os
 from pathlib import Path
