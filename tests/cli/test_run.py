@@ -211,3 +211,19 @@ def test_what_comes_from_outside_cannot_forge_a_line_of_the_log(box: Path) -> No
     assert any("a\\nforged line\\x1b[2J.toml" in line for line in lines)
     assert not any(line.startswith("forged") for line in lines)
     assert all(" updater: " in line for line in lines)
+
+
+def test_models_that_come_and_go_in_the_settings_end_nothing(box: Path, agent: subprocess.Popen[bytes]) -> None:
+    def problem() -> object:
+        return json.loads(ask(box, "status", "--json").stdout).get("settings_problem")
+
+    processes = descendants(agent.pid)
+    file = box / "etc" / "modelagent.toml"
+    good = file.read_text()
+    file.write_text("\ufeff" + good + "[models.gauge]\n")  # with the mark that some editors put first
+    wait_for(lambda: problem() == "takes effect at the next start: models.gauge")
+    file.write_text(good.replace("[models.digits", "[models.gauge"))
+    wait_for(lambda: problem() == "takes effect at the next start: models.digits, models.gauge")
+    file.write_text(good)
+    wait_for(lambda: problem() == "")
+    assert processes <= descendants(agent.pid)

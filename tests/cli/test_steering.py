@@ -14,6 +14,7 @@ from modelagent import cli
 from modelagent.cli import main
 from modelagent.inputs import Reply
 from modelagent.inputs.commands import Desk, Request, answer
+from modelagent.inputs.config import load, remember
 from modelagent.inputs.control import ControlServer
 
 
@@ -306,3 +307,23 @@ def test_block_list(config: Path, updater: Updater) -> None:
     assert "canary: 71 %" in call(config, "block", "list").stdout
     (row,) = json.loads(call(config, "block", "list", "--json").stdout)["blocks"]
     assert (row["model"], row["version"], row["cause"]) == ("digits", "1.2.0", "failed")
+
+
+def test_a_bad_settings_file_takes_no_command_away(config: Path, updater: Updater, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    remember(load(config), tmp_path / "state")
+    config.write_text(config.read_text().replace("[models.gauge]", "[models.gauge]\nchannel = 3"))
+    result = call(config, "hold", "--model", "digits")
+    assert (result.exit_code, updater.requests[-1].verb) == (cli.OK, "hold")
+    assert "models.gauge.channel: found 3" in result.stderr
+    assert "going on with the last good settings" in result.stderr
+    shown = call(config, "status", "--json")
+    assert list(json.loads(shown.stdout)["models"]) == ["digits", "gauge"]
+    assert call(config, "config", "check").exit_code == cli.USAGE
+
+
+def test_a_file_that_does_not_say_whose_it_is_is_not_taken_for_this_machines(tmp_path: Path) -> None:
+    (tmp_path / "typo.toml").write_text("[[[")
+    result = call(tmp_path / "typo.toml", "rollback", "--model", "digits")
+    assert result.exit_code == cli.USAGE
+    assert "not valid TOML" in result.stderr

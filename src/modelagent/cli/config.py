@@ -13,7 +13,7 @@ import click
 
 from modelagent.cli import EXIT_CODES, Frame, json_option
 from modelagent.cli.grants import missing
-from modelagent.cli.talk import settings_of
+from modelagent.inputs.config import load
 
 
 @click.group(epilog=EXIT_CODES)
@@ -26,7 +26,7 @@ def config() -> None:
 @click.pass_obj
 def check(frame: Frame) -> None:
     """Check the settings file and its drop-ins; nothing is started or changed."""
-    settings = settings_of(frame)
+    settings = load(frame.config)
     models = list(settings.models)
     lacking = missing(settings)
     drop_ins = sorted({grant.drop_in for grant in lacking})
@@ -44,7 +44,7 @@ def check(frame: Frame) -> None:
 @click.pass_obj
 def show(frame: Frame) -> None:
     """Show every setting with its value, defaults included."""
-    document = settings_of(frame).model_dump(mode="json")
+    document = load(frame.config).model_dump(mode="json")
     if frame.json:
         click.echo(json.dumps(document, indent=1))
     else:

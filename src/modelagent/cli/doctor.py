@@ -33,8 +33,7 @@ from modelagent.cli import EXIT_CODES, FAILED, OK, Frame, json_option
 from modelagent.cli.grants import missing, needed
 from modelagent.cli.kinship import relation
 from modelagent.cli.show import table
-from modelagent.cli.talk import settings_of
-from modelagent.inputs.config import Settings
+from modelagent.inputs.config import Settings, load
 
 NOT_BEFORE: Final = datetime(2026, 1, 1, tzinfo=UTC)  # this program is younger than that
 _NET_S: Final = 5.0  # seconds for each connection
@@ -65,7 +64,7 @@ def doctor(frame: Frame) -> None:
 
     Nothing is changed, and neither updater nor inference need to run. A warning does not fail.
     """
-    raise SystemExit(report(frame, examine(settings_of(frame))))
+    raise SystemExit(report(frame, examine(load(frame.config))))
 
 
 def examine(settings: Settings, checks: Sequence[tuple[str, Check]] | None = None) -> list[Finding]:

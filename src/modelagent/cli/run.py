@@ -52,7 +52,7 @@ def _supervise(config: Path) -> int:
     from modelagent.supervisor import supervise  # noqa: PLC0415 - the same
 
     # With a bad file each child goes on with what it remembers; where nothing is remembered none is started.
-    configure(load_or_recall(config, _own_directory("updater", config)).settings.log.level, "supervisor")
+    configure(load_or_recall(config, own_directory("updater", config)).settings.log.level, "supervisor")
     program = [sys.executable, "-m", "modelagent", "--config", str(config), "run"]
     return supervise({role: [*program, role] for role in ROLES}, log=_log.info)
 
@@ -60,7 +60,7 @@ def _supervise(config: Path) -> int:
 def _run(role: str, config: Path) -> int:
     from modelagent.inputs.config import load_or_recall, remember  # noqa: PLC0415 - the supervisor takes another way
 
-    own = _own_directory(role, config)
+    own = own_directory(role, config)
     loaded = load_or_recall(config, own)
     settings = loaded.settings
     configure(settings.log.level, role)
@@ -88,7 +88,7 @@ def _run(role: str, config: Path) -> int:
     return run_inference(settings)
 
 
-def _own_directory(role: str, config: Path) -> Path:
+def own_directory(role: str, config: Path) -> Path:
     """Where this process remembers settings, found without believing the file that may be bad.
 
     systemd says it (STATE_DIRECTORY); else the file's [paths], if that much of it can be read; else the default.

@@ -53,7 +53,7 @@ def gather(settings: Settings, names: list[str]) -> dict[str, Any]:
     known: Mapping[str, Any] = {}
     extra: dict[str, Any] = {}
     try:
-        answer = view(settings, "status", names[0] if len(names) == 1 else None)
+        answer = view(settings, "status")  # of all: what the settings name now may be new to an updater that runs
         result = answer.get("result") or {}
         known = result.get("models", {})
         extra = {key: value for key, value in result.items() if key != "models"}
@@ -97,7 +97,7 @@ def _one(settings: Settings, name: str, said: Mapping[str, Any], now: float) -> 
 def _complaints(entry: Mapping[str, Any]) -> list[str]:
     found = [str(alarm) for alarm in entry.get("alarms") or []]
     if not entry["inference"]["alive"]:
-        found.append(f"inference: {entry['inference']['reason']}")
+        found.append(f"inference: {str(entry['inference']['reason']).removeprefix('inference ')}")
     elif entry["running"] is None:
         found.append(f"nothing runs: {entry['inference']['idle'] or 'no model is loaded'}")
     return found
@@ -111,7 +111,7 @@ def _health(path: Path) -> tuple[Mapping[str, Any] | None, str]:
         # The boot id is not compared: systemd-nspawn shows its services another one than it shows us. Age tells.
         reading = read(found, str(found.get("boot_id", "")) if isinstance(found, dict) else "")
     except FileNotFoundError:
-        return None, "has written no health file; is it running?"
+        return None, "inference has written no health file; is it running?"
     except OSError as error:
         return None, f"{path}: {error.strerror}; read it as a member of the agent's group"
     except (ValueError, RecursionError):

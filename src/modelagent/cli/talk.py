@@ -13,12 +13,25 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from modelagent.cli import EXIT_CODES, FAILED, OK, REFUSED, UNREACHABLE, Frame, json_option, model_option, say_error
+from modelagent.cli import (
+    DEFAULT_CONFIG,
+    EXIT_CODES,
+    FAILED,
+    OK,
+    REFUSED,
+    UNREACHABLE,
+    Frame,
+    json_option,
+    model_option,
+    say_error,
+)
 from modelagent.cli.follow import Ending, Look, Wait, follow
+from modelagent.cli.run import own_directory
 from modelagent.errors import AgentError, UsageError
-from modelagent.inputs.config import Settings, load
+from modelagent.inputs.config import Settings, load, load_or_recall
 from modelagent.inputs.control import ask
 from modelagent.inputs.fields import parse_duration
+from modelagent.inputs.schema import Paths
 from modelagent.sinks.log import escape
 
 PATIENCE: Final = 10.0  # seconds for the first answer; the updater answers at once and works afterwards
@@ -52,8 +65,17 @@ class Command:
 
 
 def settings_of(frame: Frame) -> Settings:
-    """The settings that this command was given; UsageError names file, key and what is allowed."""
-    return load(frame.config)
+    """The settings in force: those of the file or, where it is bad, the last good ones, as the agent itself does.
+
+    UsageError, which names file, key and what is allowed, where none are known to belong to that file.
+    """
+    directory = own_directory("updater", frame.config)
+    if directory == Paths().state_dir and frame.config != DEFAULT_CONFIG:
+        return load(frame.config)  # a file that does not say whose it is must not be taken for this machine's
+    loaded = load_or_recall(frame.config, directory)
+    if loaded.problem:
+        click.echo(f"modelagent: {loaded.problem}\nmodelagent: going on with the last good settings", err=True)
+    return loaded.settings
 
 
 def model_of(settings: Settings, asked: str) -> str:

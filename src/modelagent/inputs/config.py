@@ -172,7 +172,7 @@ def _read(path: Path) -> dict[str, Any]:
     if len(data) > MAX_BYTES:
         raise UsageError(f"{path}: found more than {MAX_BYTES} bytes; allowed: {MAX_BYTES}", code="too-large")
     try:
-        return tomllib.loads(data.decode("utf-8"))
+        return tomllib.loads(data.decode("utf-8-sig"))  # some editors begin a file with the mark of UTF-8
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: byte {error.start} is not UTF-8; allowed: TOML in UTF-8", code="bad-toml") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:

@@ -28,7 +28,7 @@ from modelagent.core.describe import describe
 from modelagent.core.events import Instant, RevertWanted, Verb, Wanted
 from modelagent.core.state import State
 from modelagent.errors import AgentError, DeviceError, UsageError
-from modelagent.inputs import Reply
+from modelagent.inputs import EventFactory, Reply
 from modelagent.inputs.commands import Desk, Request, answer
 from modelagent.inputs.config import Settings
 from modelagent.inputs.control import ControlServer
@@ -247,7 +247,7 @@ class Updater:
                 self._edits = Edits(
                     config,
                     self.settings,
-                    emit=self.driver.post,
+                    emit=self._wish,
                     on_good=self._settings_changed,
                     on_bad=self._settings_refused,
                 )
@@ -287,6 +287,11 @@ class Updater:
         self._condition = None
         self.answerer.use(new)
         self.driver.wake()
+
+    def _wish(self, model: str, make: EventFactory) -> None:
+        """What an edit wants of a model; one that is new begins at the next start."""
+        if model in self.driver.states:
+            self.driver.post(model, make)
 
     def _settings_refused(self, message: str) -> None:
         self.problem = f"refused, the last good settings stay: {message}"
