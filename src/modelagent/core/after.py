@@ -307,6 +307,8 @@ def probation_runs(x: Scene) -> Phase:
         x.set(alarms=(*x.state.alarms[-7:], _DRIFT + verdict.drift))
         x.note("drift", verdict.drift, release=release, level="alarm", evidence=verdict.evidence)
     if verdict.standing is Standing.BAD:
+        if x.state.doing is not None and revert_target(x.state, release.digest) is None:
+            return Phase.PROBATION  # the mark is being written, and without a way back nothing takes it away again
         return _condemn(x, release)
     if verdict.standing is Standing.GOOD and x.state.doing is None:
         timer = x.state.timer
