@@ -26,7 +26,7 @@ from typing import Any
 from modelagent import __version__, durable
 from modelagent.core.describe import describe
 from modelagent.core.events import Instant, RevertWanted, Verb, Wanted
-from modelagent.core.state import State
+from modelagent.core.state import State, version
 from modelagent.errors import AgentError, DeviceError, UsageError
 from modelagent.inputs import EventFactory, Reply
 from modelagent.inputs.commands import Desk, Request, answer
@@ -126,7 +126,7 @@ def rollback_offline(settings: Settings, model: str) -> str:
 
     Raises:
         UsageError: refused, with the reason.
-        DeviceError: the updater is running, or the device cannot.
+        DeviceError: the updater is running, or the device cannot: what ran is still active.
     """
     if model not in settings.models:
         raise UsageError(f"no model {model!r} in the settings; configured: {', '.join(settings.models)}")
@@ -135,13 +135,23 @@ def rollback_offline(settings: Settings, model: str) -> str:
         updater = Updater(settings, models=(model,))
         driver = updater.driver
         driver.start()
+        left = version(driver.states[model], driver.states[model].current)
         request = f"offline-{secrets.token_hex(8)}"
         driver.command(model, request, lambda at, draw: RevertWanted(at, draw, "cli", request), answers.append)
         driver.settle(_OFFLINE_S)
-    said = answers[0] if answers else {"status": "failed", "reason": "no answer"}
-    if said["status"] in ("refused", "failed"):
-        raise UsageError(str(said["reason"]), code="refused")
-    return str(said["reason"])
+    status, reason, state = str(answers[0]["status"]), str(answers[0]["reason"]), driver.states[model]
+    if status == "refused":
+        raise UsageError(reason, code="refused")
+    # The answer came before the switch was tried, and says "failed" where it could only not be written down.
+    if state.going is not None and state.going.link is None:
+        why = state.alarms[-1] if state.alarms else f"the store did not answer within {_OFFLINE_S:.0f} s"
+        raise DeviceError(f"{model}: {left} is still active: {why}; try again", code="still-active")
+    if status == "failed":
+        return (
+            f"gone back to {version(state, state.current)}, but that could not be written down ({reason}); do not "
+            f"repeat it: make room, start the updater, and say `modelagent block {left}`"
+        )
+    return reason
 
 
 class Updater:
