@@ -1,4 +1,4 @@
-"""A mark that is being written when the judge speaks: what the disk says of a slot and what is believed stay the same."""
+"""A mark that is being written when the judge speaks: what the disk says of a slot is what is believed."""
 
 import pytest
 
