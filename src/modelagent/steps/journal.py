@@ -12,7 +12,9 @@ torn write spoils the older one (the double-write of SQLite's and LMDB's meta pa
 of the state that they belong to; a line whose state was never written is named by a later line, not removed.
 """
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -86,12 +88,13 @@ class Journal(Generic[S]):
             for directory in (self.history.parent, self.directory):
                 if directory.is_dir():
                     durable.sync_directory(directory)  # names that a killed process made, and did not sync
+            notes += [_put_away(file) for file in (_older(self.history), self.history) if _is_spoiled(file)]
             torn = _mend(self.history)
             if torn:
                 notes.append(
                     Note("repaired", f"history: a torn last line of {torn} bytes was removed", level="warning")
                 )
-            data = _bytes(self.path, MAX_STATE)
+            data = _halves(self.path)
             seqs = [line["seq"] for line in _lines(self.history) if line["model"] == self.model]
             top = max(seqs, default=0)
             state: S | None = None
@@ -114,7 +117,7 @@ class Journal(Generic[S]):
     def peek(self) -> S | None:
         """The newest readable state, changing nothing: for whoever only looks. None when there is none."""
         with device_errors(f"{self.model}: read the state"):
-            data = _bytes(self.path, MAX_STATE)
+            data = _halves(self.path)
         return None if data is None else self._choose(data, [])[0]
 
     def _choose(self, data: bytes, notes: list[Note]) -> tuple[S | None, int]:
@@ -262,6 +265,27 @@ def _decode(raw: bytes) -> _Block | None:
     return _Block(seq, payload)
 
 
+def _halves(path: Path) -> bytes | None:
+    """Both blocks; of one that the storage cannot read, what comes before that, so that the other one is used."""
+    try:
+        return _bytes(path, MAX_STATE)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        size = min(os.fstat(fd).st_size, MAX_STATE) // 2
+        found = b""
+        for start in (0, size):
+            part = b""
+            with contextlib.suppress(OSError):
+                part = os.pread(fd, size, start)
+            found += part.ljust(size, b"?")
+        return found
+    finally:
+        os.close(fd)
+
+
 def _checksum(head: Mapping[str, object], payload: bytes) -> str:
     return hashlib.sha256(json.dumps(head, sort_keys=True).encode() + b"\n" + payload).hexdigest()
 
@@ -310,6 +334,23 @@ def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     return str(value)
+
+
+def _is_spoiled(path: Path) -> bool:
+    try:
+        _bytes(path, MAX_STATE)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return True
+    return False
+
+
+def _put_away(path: Path) -> Note:
+    """A history that the storage cannot read would stand in the way of each new line."""
+    aside = path.with_name(f"{path.name}.bad")
+    durable.rename(path, aside)
+    return Note("repaired", f"the storage cannot read the history; it is kept as {aside}", level="alarm")
 
 
 def _append(path: Path, data: bytes, limit: int) -> None:
