@@ -107,6 +107,21 @@ def test_dropped_files_are_taken(tmp_path: Path) -> None:
     assert len(names(tmp_path / "digits")) == 2
 
 
+def test_a_dropped_file_that_cannot_be_removed_is_refused_and_not_taken_at_every_look(tmp_path: Path) -> None:
+    file = drop(tmp_path / "drop", "a.json", json.dumps(GOOD).encode())
+
+    def forbidden(operation: str, path: str) -> None:
+        if operation == "unlink" and path == str(file):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    with hooked(forbidden):
+        taken, refusals = collect(tmp_path / "drop", tmp_path / "spool", wall_ns=NOW_NS)
+    assert (taken, names(tmp_path / "spool")) == (0, [])
+    assert len(refusals) == 1
+    assert "let the updater's user write in" in refusals[0]
+    assert collect(tmp_path / "drop", tmp_path / "spool", wall_ns=NOW_NS)[0] == len(GOOD)
+
+
 def test_a_bad_dropped_file_is_put_aside_once_it_has_settled(tmp_path: Path) -> None:
     drop(tmp_path / "drop", "a.json", b'[{"id":', age_s=1)
     assert collect(tmp_path / "drop", tmp_path / "digits", wall_ns=NOW_NS) == (0, ())

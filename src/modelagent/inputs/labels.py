@@ -129,9 +129,15 @@ def collect(drop: Path, directory: Path, *, wall_ns: int) -> tuple[int, tuple[st
                     rename(file, file.with_name(f"{file.name}.bad"))
             continue
         # The spool first, the removal second: a cut between the two gives duplicates, which inference counts as such.
-        spool(directory, labels, wall_ns=wall_ns)
-        with contextlib.suppress(OSError):
+        batch = spool(directory, labels, wall_ns=wall_ns)
+        try:
             remove(file)
+        except OSError as error:  # it would be taken again at every look
+            with contextlib.suppress(OSError):
+                remove(batch)
+            why = f"{error.strerror or error}; let the updater's user write in {drop}"
+            refusals.append(f"{file}: not taken, since it cannot be removed: {why}")
+            continue
         taken += len(labels)
     return taken, tuple(refusals)
 
