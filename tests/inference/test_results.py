@@ -3,13 +3,15 @@
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from modelagent.inference.results import Outlet, Row
+from modelagent.inference import wal
+from modelagent.inference.results import Outlet, Row, sqlite
 from modelagent.inference.results.jsonl import JsonlSink
 from modelagent.inference.results.sqlite import SqliteSink
 
@@ -69,6 +71,25 @@ def test_a_database_that_cannot_be_written_is_an_oserror_and_is_not_hammered(tmp
         sink.write(rows(1))
 
 
+def test_a_database_on_a_full_disk_refuses_and_does_not_touch_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "r.db"
+    sink = SqliteSink(path, max_bytes=1 << 20)
+    sink.write(rows(2))
+    index = tmp_path / "r.db-shm"
+    assert index.stat().st_blocks * 512 >= index.stat().st_size > 0  # no hole, into which a mapping would write
+    monkeypatch.setattr(wal, "ROOM", 1 << 62)
+    with pytest.raises(OSError, match=r"no space: .* free space"):
+        sink.write(rows(1, first=2))
+    monkeypatch.undo()
+    monkeypatch.setattr(sqlite, "_PAUSE", 0.0)
+    sink = SqliteSink(path, max_bytes=1 << 20)
+    sink.write(rows(1, first=2))
+    sink.close()
+    assert stored(path) == ["e-0", "e-1", "e-2"]
+
+
 def test_json_lines_keep_two_files_at_most(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     sink = JsonlSink(path, max_bytes=20_000)
@@ -83,6 +104,62 @@ def test_json_lines_keep_two_files_at_most(tmp_path: Path) -> None:
     again.write(rows(1, first=300))
     again.close()
     assert json.loads(path.read_text().splitlines()[-1])["id"] == "e-300"
+
+
+def test_somebody_who_reads_for_long_makes_sqlite_refuse_rows_and_not_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_LOG", 1 << 20)
+    monkeypatch.setattr(sqlite, "_BUSY", 0.01)
+    monkeypatch.setattr(sqlite, "_PAUSE", 0.0)
+    path = tmp_path / "r.db"
+    sink = SqliteSink(path, max_bytes=400_000)
+    sink.write(rows(1))
+    with closing(sqlite3.connect(path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM results").fetchone()
+        refused = 0
+        for turn in range(40):
+            try:
+                sink.write(rows(500, first=turn * 500 + 1))
+            except OSError:
+                refused += 1
+        assert refused > 10
+        with pytest.raises(OSError, match="reading"):
+            sink.write(rows(1, first=40_000))
+        assert (tmp_path / "r.db-wal").stat().st_size < 2 << 20
+    sink.write(rows(5, first=50_000))
+    assert stored(path)[-1] == "e-50004"
+    sink.close()
+
+
+def test_a_torn_line_costs_no_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    sink = JsonlSink(path, max_bytes=20_000)
+    sink.write(rows(1))
+    sink.close()
+    with path.open("a") as file:
+        file.write('{"id": "e-1", "fra')
+    sink = JsonlSink(path, max_bytes=20_000)
+    sink.write(rows(2, first=2))
+    sink.close()
+    first, torn, *rest = path.read_text().splitlines()
+    assert json.loads(first)["id"] == "e-0"
+    assert torn == '{"id": "e-1", "fra'
+    assert [json.loads(line)["id"] for line in rest] == ["e-2", "e-3"]
+
+
+def test_lines_go_on_in_a_new_file_when_somebody_takes_the_old_one_away(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    sink = JsonlSink(path, max_bytes=1 << 20)
+    sink.write(rows(1))
+    path.rename(tmp_path / "kept")
+    sink.write(rows(1, first=1))
+    path.unlink()
+    sink.write(rows(1, first=2))
+    sink.close()
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["e-2"]
+    assert (tmp_path / "kept").read_text().count("\n") == 1
 
 
 class Slow:
@@ -120,6 +197,20 @@ def test_a_slow_sink_never_holds_the_loop_and_its_losses_are_counted() -> None:
     outlet.close(5.0)
     assert [row.id for row in sink.rows] == [f"e-{i}" for i in range(10)]
     assert outlet.written == 10
+
+
+def test_a_row_that_no_sink_can_write_does_not_end_the_sink(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    outlet = Outlet(SqliteSink(tmp_path / "r.db", max_bytes=1 << 20))
+    outlet.put(rows(1)[0]._replace(label="half a character: \udc80"))
+    deadline = time.monotonic() + 10.0
+    while not outlet.lost:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    outlet.put(rows(1, first=1)[0])
+    outlet.close(5.0)
+    assert (outlet.lost, outlet.written) == (1, 1)
+    assert "UnicodeEncodeError" in caplog.text
+    assert stored(tmp_path / "r.db") == ["e-1"]
 
 
 def test_a_broken_sink_costs_its_rows_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:

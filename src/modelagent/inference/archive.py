@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from modelagent.durable import LinkId
+from modelagent.inference.wal import check_room, open_wal
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Archive:
             if self._reader is None:
                 if not self._results.exists():
                     return None
+                check_room(self._results)
                 self._reader = sqlite3.connect(f"file:{self._results}?mode=ro", uri=True, timeout=_BUSY)
             row = self._reader.execute(
                 "SELECT digest, prediction, wall FROM results WHERE id = ? AND outcome = 'ok'", (name,)
@@ -132,6 +134,7 @@ class Archive:
             return
         rows = [(p.name, p.wall, *p.link, p.digest, p.shadow, p.new, p.old) for p in pairs]
         try:
+            check_room(self._labels)
             writer = self._writer or self._open()
             writer.executemany(
                 "INSERT OR IGNORE INTO pairs (id, wall, inode, mtime_ns, digest, shadow, new, old) "
@@ -151,6 +154,7 @@ class Archive:
         if name in self._marked:
             return False
         try:
+            check_room(self._labels)
             writer = self._writer or self._open()
             return writer.execute("INSERT OR IGNORE INTO labels VALUES (?, ?)", (name, time.time())).rowcount == 1
         except sqlite3.Error as error:
@@ -182,10 +186,8 @@ class Archive:
         self._drop_writer()
 
     def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._labels, timeout=_BUSY)
+        connection = open_wal(self._labels, _BUSY)
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
             connection.executescript(_TABLES)
             connection.commit()
         except sqlite3.Error:

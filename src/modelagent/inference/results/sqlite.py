@@ -5,8 +5,9 @@ This file knows the table and how to keep it small. It does not know who reads i
     sink = SqliteSink(Path("results.db"), max_bytes=64 << 20)
     sink.write([row, ...])                 # one transaction
 
-WAL with synchronous=NORMAL: a power cut loses the last moments at worst and never the file (sqlite.org/wal.html). A
-file that is damaged all the same is set aside as `results.db.damaged`, and a new one is begun: results are evidence,
+WAL with synchronous=NORMAL: a power cut loses the last moments at worst and never the file (sqlite.org/wal.html). The
+log beside the file is bounded too: while somebody reads for so long that it cannot be emptied, rows are refused. A file
+that is damaged all the same is set aside as `results.db.damaged`, and a new one is begun: results are evidence,
 not state.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from modelagent.inference.results import Row
+from modelagent.inference.wal import check_room, open_wal
 
 _TABLE: Final = (
     "CREATE TABLE IF NOT EXISTS results (id TEXT PRIMARY KEY, frame TEXT, wall REAL, model TEXT, digest TEXT, "
@@ -28,6 +30,7 @@ _INSERT: Final = f"INSERT OR IGNORE INTO results VALUES ({','.join('?' * len(Row
 _PAUSE: Final = 5.0  # seconds without trying after a failure: a dead disk must not be hammered
 _TRIM: Final = 0.1  # share of the rows that goes when the file is full
 _AGE_LOOK: Final = 60.0  # seconds between two looks for rows that are too old
+_LOG: Final = 8 << 20  # bytes, or a quarter of `max_bytes`: a log that is longer is emptied before more is written
 _BUSY: Final = 2.0  # seconds to wait for a reader that holds the file
 
 
@@ -77,7 +80,9 @@ class SqliteSink:
             self._connection = None
 
     def _store(self, rows: Sequence[Row]) -> None:
+        check_room(self._path)
         connection = self._connection or self._open()
+        self._empty_log(connection)
         with connection:
             connection.executemany(_INSERT, [(*row[:-1], _text(row.detail)) for row in rows])
         used, size = self._pages(connection)
@@ -100,10 +105,8 @@ class SqliteSink:
                 )
 
     def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=_BUSY)
+        connection = open_wal(self._path, _BUSY)
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute(f"PRAGMA journal_size_limit={min(self._max, 4 << 20)}")
             connection.execute("PRAGMA cache_size=-512")  # KiB: this process is to stay small
             with connection:
@@ -116,6 +119,18 @@ class SqliteSink:
             raise
         self._connection = connection
         return connection
+
+    def _empty_log(self, connection: sqlite3.Connection) -> None:
+        log = self._path.with_name(self._path.name + "-wal")
+        most = max(_LOG, self._max // 4)
+        if not log.exists() or log.stat().st_size <= most:
+            return
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if log.stat().st_size > most:
+            self._not_before = time.monotonic() + _PAUSE
+            raise OSError(
+                f"{log}: more than {most} bytes, because somebody has been reading {self._path.name} since; end it"
+            )
 
     @staticmethod
     def _pages(connection: sqlite3.Connection) -> tuple[int, int]:
