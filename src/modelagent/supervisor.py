@@ -223,9 +223,14 @@ def supervise(
                     supervisor.forward(signal.SIGHUP)
         finally:
             notify("STOPPING=1", "STATUS=ending the children")
-            first = len(pending)
-            supervisor.end(GRACE, hurry=lambda: len(pending) > first)
+            first = _count_stops(pending)
+            supervisor.end(GRACE, hurry=lambda: _count_stops(pending) > first)
     return 0
+
+
+def _count_stops(pending: Sequence[int]) -> int:
+    """A SIGHUP is no second wish to stop: a terminal that goes may send several."""
+    return sum(number in _STOPPING for number in pending)
 
 
 def _start(argv: Sequence[str], environment: Mapping[str, str]) -> Child:

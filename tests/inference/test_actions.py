@@ -1,7 +1,9 @@
 """What rules do, and that nothing they do holds up a frame."""
 
+import contextlib
 import json
 import logging
+import socket
 import sys
 import threading
 import time
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from modelagent.inference import post
 from modelagent.inference.actions import Doer, Firing, RuleBook
 from modelagent.inference.actions.command import CommandAction
 from modelagent.inference.actions.log import LogAction
@@ -103,6 +106,52 @@ def test_a_webhook_gives_up_when_told_to_stop(hook: Callable[..., Hook]) -> None
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("gives", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n"])
+def test_a_server_that_gives_a_byte_now_and_then_is_given_up(gives: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(post, "_WHOLE", 0.5)
+    stop = threading.Event()
+
+    def drip(sock: socket.socket) -> None:
+        with contextlib.suppress(OSError), sock:
+            sock.sendall(gives)
+            while not stop.wait(0.05):
+                sock.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=lambda: drip(server.accept()[0]))
+        thread.start()
+        try:
+            with pytest.raises(OSError, match="took too long"):
+                WebhookAction(f"http://127.0.0.1:{server.getsockname()[1]}/", pauses=()).do(FIRING, stop)
+        finally:
+            stop.set()
+            thread.join(10.0)
+
+
+def test_a_body_may_take_longer_than_one_wait_on_a_slow_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(post, "_TIMEOUT", 1.0)
+    size = 2 << 20
+    taken = 0
+
+    def take(server: socket.socket) -> None:
+        nonlocal taken
+        sock, _ = server.accept()
+        with sock:
+            while taken < size and (chunk := sock.recv(32 << 10)):
+                taken += len(chunk)
+                time.sleep(0.03)
+            sock.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 << 10)
+        thread = threading.Thread(target=take, args=(server,))
+        thread.start()
+        try:
+            assert post.post(f"http://127.0.0.1:{server.getsockname()[1]}/", bytes(size), {}, "e-1") == 204
+        finally:
+            thread.join(30.0)
+
+
 def test_a_command_gets_the_firing_in_its_environment_and_no_shell(tmp_path: Path) -> None:
     program = "import os, sys; open(sys.argv[1], 'w').write(os.environ['MODELAGENT_FIRING'] + sys.argv[2])"
     target = tmp_path / "said"
@@ -170,6 +219,24 @@ def test_a_slow_action_never_holds_up_and_what_it_lost_is_counted() -> None:
     wait(lambda: doer.done == 5)
     doer.close(2.0)
     assert doer.report() == {"done": 5, "failed": 0, "lost": 45}
+
+
+class Faulty:
+    """An action with a mistake in it."""
+
+    name = "faulty"
+
+    def do(self, firing: Firing, stop: threading.Event) -> None:
+        raise ValueError(f"no such thing as {firing.id}")
+
+
+def test_an_action_with_a_mistake_in_it_goes_on_to_the_next_firing(caplog: pytest.LogCaptureFixture) -> None:
+    doer = Doer(Faulty())
+    for number in (1, 2):
+        doer.put(FIRING)
+        wait(lambda number=number: doer.failed == number)  # type: ignore[misc]
+    doer.close(2.0)
+    assert "no such thing as e-7-scrap" in caplog.text
 
 
 def test_closing_ends_an_action_that_stands_still() -> None:

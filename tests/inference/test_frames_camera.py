@@ -93,6 +93,19 @@ def test_a_decoder_that_dies_lies_or_hangs_is_only_its_own_end(
         collect(source)
 
 
+def test_a_password_is_neither_said_nor_an_argument(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "_START", 0.5)
+    place = "rtsp://admin:s3cret@127.0.0.1:1/main"
+    seen = tmp_path / "seen"
+    program = f"import os, sys; open({str(seen)!r}, 'w').write(str(sys.argv)); print(os.environ['MODELAGENT_PLACE'])"
+    for argv in ((sys.executable, "-c", program), module.DECODER):
+        with pytest.raises(SourceError, match=r"127\.0\.0\.1:1/main") as caught:
+            collect(CameraSource(SourceOptions(kind="camera", url=place, stall_s=0.5), argv))
+        assert "s3cret" not in caught.value.message
+        monkeypatch.setattr(module, "_START", 20.0)
+    assert "s3cret" not in seen.read_text()
+
+
 def test_stopping_ends_the_decoder_at_once(tmp_path: Path) -> None:
     path = make_video(tmp_path / "line.mp4", count=5)
     source = CameraSource(SourceOptions(kind="camera", path=path, fps=1.0, loop=True))

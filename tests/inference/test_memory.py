@@ -25,6 +25,15 @@ A, B = "a" * 64, "b" * 64
 LINK = LinkId(11, 22)
 
 
+def test_the_version_that_runs_is_counted_on_however_many_others_come_and_go() -> None:
+    tally = Tally()
+    for other in range(20):
+        for digest in (A, f"{other:064d}", A):
+            tally.of(digest).done += 1
+    assert tally.of(A).done == 40
+    assert len(tally.report()) == 8
+
+
 def test_starts_survive_and_count_one_digest(tmp_path: Path) -> None:
     path = tmp_path / "starts.json"
     starts = Starts(path)

@@ -226,6 +226,23 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+def test_a_terminal_that_goes_meanwhile_is_no_second_wish_to_stop(tmp_path: Path) -> None:
+    slow = POLITE.replace("def stop(*_):", "def stop(*_):\n    import time\n    time.sleep(1.5)")
+    process, pids = _start(tmp_path, slow=slow)
+    try:
+        process.terminate()
+        for _ in range(2):
+            time.sleep(0.2)
+            process.send_signal(signal.SIGHUP)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert _gone(pids["slow"])
+    assert (tmp_path / "slow" / "ended").exists()
+
+
+@pytest.mark.process
 def test_sigkill_of_the_parent_leaves_no_orphan(tmp_path: Path) -> None:
     process, pids = _start(tmp_path, polite=POLITE, stubborn=STUBBORN)
     process.kill()

@@ -117,7 +117,9 @@ class Tally:
     def of(self, digest: str) -> Counts:
         """The counts of that version, made when first asked for."""
         counts = self._versions.get(digest)
-        if counts is None:
+        if counts is not None:
+            self._versions.move_to_end(digest)  # the version that runs is never the one to go, however old it is
+        else:
             counts = self._versions[digest] = Counts()
             if len(self._versions) > _VERSIONS:
                 self._versions.popitem(last=False)

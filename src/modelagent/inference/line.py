@@ -237,8 +237,12 @@ class Line:
                 if time.monotonic() - begun > 60.0:
                     pause = _SOURCE_PAUSE
                 _log.warning("%s: %s; trying again in %.0f s", self.options.name, error, pause)
-                self._halt.wait(pause)
-                pause = min(60.0, pause * 2)
+            except Exception:  # noqa: BLE001 - a plug-in: no fault of one may leave the line without frames for good
+                self._delivered = None
+                source.count("failed")
+                _log.exception("%s: source %s failed; trying again in %.0f s", self.options.name, source.kind, pause)
+            self._halt.wait(pause)
+            pause = min(60.0, pause * 2)
 
     def _take_in(self, frame: Frame) -> None:
         self.buffer.put(frame)

@@ -16,6 +16,7 @@ import secrets
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ def run_inference(settings: Settings) -> int:
     """Run the inference process until SIGTERM or SIGINT.
 
     Returns:
-        The exit status: 0 after a wished stop.
+        The exit status: 0 after a wished stop, 1 after a thread's end that nobody expected.
 
     Raises:
         DeviceError: `running` when another inference process holds the directory; `directory` when our directories
@@ -75,6 +76,7 @@ class Loop:
     def __init__(self, options: LoopOptions, *, reread: Callable[[], LoopOptions] | None = None) -> None:
         self._stop = False
         self._hung_up = False
+        self._status_code = 0
         self._reread = reread
         # A pipe, not an eventfd: a signal's arrival is announced by one byte (signal.set_wakeup_fd).
         self._woken_fd, self._wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -95,6 +97,7 @@ class Loop:
 
     def run(self) -> int:
         """Until told to stop."""
+        hook, threading.excepthook = threading.excepthook, self._thread_ended
         before = {number: signal.signal(number, self._told) for number in (signal.SIGTERM, signal.SIGINT)}
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._hang_up)
         old_fd = signal.set_wakeup_fd(self._wake_fd, warn_on_full_buffer=False)
@@ -111,7 +114,8 @@ class Loop:
             self._end()
             for number, handler in before.items():
                 signal.signal(number, handler)
-        return 0
+            threading.excepthook = hook
+        return self._status_code
 
     def _loop(self) -> None:
         tick = time.monotonic()
@@ -157,15 +161,28 @@ class Loop:
                 line.stop(time.monotonic() + _STOP)
             self._lines = kept
             names = {line.options.name for line in kept}
+            before = {line.options.name: line.options for line in gone}
             for model in (model for name, model in wanted.items() if name not in names):
-                line = self._line(model)
-                self._lines.append(line)
-                line.start()
+                self._begin(model, before.get(model.name))
             changed = ", ".join(sorted({line.options.name for line in gone} | (wanted.keys() - names)))
             _log.info("settings read again; changed: %s", changed or "nothing for inference")
         except AgentError as error:
             _log.error("settings refused, the last good ones stay: %s", error.message)
         notify("READY=1", self._status())
+
+    def _begin(self, model: ModelOptions, before: ModelOptions | None) -> None:
+        """A line with these options or, where they are impossible, with those it had before."""
+        for options in (model, before):
+            if options is None:
+                return
+            try:
+                line = self._line(options)
+            except AgentError as error:
+                _log.error("%s: settings refused, the last good ones stay: %s", model.name, error.message)
+                continue
+            self._lines.append(line)
+            line.start()
+            return
 
     def _wait(self, timeout: float) -> bool:
         """Sleep until something is to be done; True when a directory has changed."""
@@ -197,6 +214,14 @@ class Loop:
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # full of wishes to wake already
             os.write(self._wake_fd, b"\0")
+
+    def _thread_ended(self, told: threading.ExceptHookArgs) -> None:
+        """A programmer's error ended a thread: frames would go in and nothing come out. A new process begins anew."""
+        name = told.thread.name if told.thread is not None else "thread"
+        value = told.exc_value or told.exc_type()
+        _log.critical("%s ended: %r; ending, to be started again", name, value, exc_info=value)
+        self._status_code, self._stop = 1, True
+        self._wake()
 
     def _told(self, _number: int, _frame: object) -> None:
         self._stop = True

@@ -1,11 +1,16 @@
 """One HTTP POST to somebody's server: what the webhook and the sample upload have in common.
 
-This file knows one request and its time limits. It does not know what is sent, whether to try again, or who counts.
+This file knows one request and its time limits: of each wait, and of the whole. It does not know what is sent, whether
+to try again, or who counts.
 
     post("https://mes.example.org/hooks/scrap", b"{}", {"Content-Type": "application/json"}, "9f2c-17")     # 200
 """
 
+import contextlib
 import http.client
+import io
+import socket
+import threading
 from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import urlsplit
@@ -13,6 +18,9 @@ from urllib.parse import urlsplit
 from modelagent import __version__
 
 _TIMEOUT: Final = 10.0  # seconds, of each wait for the other side
+_WHOLE: Final = 60.0  # seconds from the beginning to the end of the answer, for a body of no length
+_SLOWEST: Final = 8192  # bytes of a body that a second more is allowed for
+_AHEAD: Final = 1 << 16  # bytes that the kernel may hold
 _MOST: Final = 1 << 16  # bytes of an answer that are read: nobody uses them
 
 
@@ -34,17 +42,37 @@ def post(
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT)
+    late = threading.Event()
+
+    def hang_up() -> None:
+        late.set()
+        sock = connection.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # whatever waits for it wakes
+
+    # An other side that gives or takes a byte now and then is never late by the wait alone.
+    limit = threading.Timer(_WHOLE + len(body) / _SLOWEST, hang_up)
+    limit.daemon = True
+    limit.start()
     try:
         connection.connect()
         if connected is not None:
             connected()
+        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _AHEAD)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         named = {**headers, "User-Agent": f"modelagent/{__version__}", "Idempotency-Key": id_}
-        connection.request("POST", target, body, named)
+        # As a file it goes piece by piece, each with the time of one wait: sent at once, a slow link would have ten
+        # seconds for the whole (socket.sendall). Nor may much of it lie in the kernel while the answer is waited for.
+        connection.request("POST", target, io.BytesIO(body), {**named, "Content-Length": str(len(body))})
         answer = connection.getresponse()
         answer.read(_MOST)
+        if late.is_set():
+            raise TimeoutError("it took too long")
         return answer.status
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise OSError(f"{parts.hostname}: {error or type(error).__name__}") from error
+        text = "it took too long" if late.is_set() else error or type(error).__name__
+        raise OSError(f"{parts.hostname}: {text}") from error
     finally:
+        limit.cancel()
         connection.close()

@@ -139,7 +139,8 @@ class _Boxes:
             classes = np.rint(self._value(outputs, self._classes).reshape(-1)).astype(np.intp)
         count = min(len(boxes), len(scores), len(classes))
         if self._count is not None:
-            count = min(count, max(0, int(self._value(outputs, self._count).reshape(-1)[0])))
+            said = self._value(outputs, self._count).reshape(-1)
+            count = min(count, max(0, int(said[0]))) if said.size else 0
         order = np.argsort(-scores[:count], kind="stable")
         order = order[scores[order] >= self._least]
         kept: list[int] = []

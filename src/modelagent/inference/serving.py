@@ -148,7 +148,17 @@ class Server:
         self._buffer.ring()
         if self._thread.is_alive():
             self._thread.join(timeout)
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            return False
+        while self._flying:  # only where the thread met its end on the way
+            worker = self._worker
+            self._records.lost(
+                self._flying.popleft()[0],
+                worker.digest if worker is not None else "",
+                worker.version if worker is not None else "",
+                "dropped",
+            )
+        return True
 
     def _run(self) -> None:
         hurry()

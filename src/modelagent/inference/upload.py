@@ -146,7 +146,11 @@ class Upload:
             self._some.wait()
             self._some.clear()
             while self._waiting and not self._stop.is_set():
-                outcome = self._deliver(self._waiting[0])
+                try:
+                    outcome = self._deliver(self._waiting[0])
+                except Exception as error:  # noqa: BLE001 - no fault may end the thread for good
+                    self._complain(repr(error))
+                    outcome = "lost"
                 self._waiting.popleft()  # only now: what is being sent still counts against the queue
                 self._counts[outcome] += 1
         self._counts["lost"] += len(self._waiting)

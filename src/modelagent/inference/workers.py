@@ -87,7 +87,11 @@ class Worker:
         self.facts: dict[str, Any] = {}  # what it said when it had loaded
         self.invoke_us = 0.0  # what an inference takes lately
         self.wear = Wear(limit_mb=slot.manifest.limits.memory_mb, latency_ms=slot.manifest.limits.latency_ms)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            self.exchange.close()
+            raise DeviceError(f"no channel to a worker: {error}; free descriptors", code="process") from error
         ours.setblocking(False)
         self.control = ours
         memory, request, reply = self.exchange.fds

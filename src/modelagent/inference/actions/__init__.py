@@ -112,12 +112,13 @@ class Doer:
         try:
             self._action.do(firing, self._stop)
             self.done += 1
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - an action is a plug-in: no fault of one may end its thread for good
             self.failed += 1
             now = time.monotonic()
             if now - self._complained >= _COMPLAIN:
                 self._complained = now
-                _log.warning("rule %s: %s: %s; %d failed so far", firing.rule, self.name, error, self.failed)
+                text = error if isinstance(error, OSError) else repr(error)
+                _log.warning("rule %s: %s: %s; %d failed so far", firing.rule, self.name, text, self.failed)
 
 
 class RuleBook:

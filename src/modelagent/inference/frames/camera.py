@@ -7,7 +7,8 @@ This file knows when the decoder must be given up. It does not know codecs: `dec
 Decoders hang in calls that no time limit reaches, and crash on what cameras send. So the decoder is a process: it can
 be killed, its memory is its own, and PyAV is never loaded here. A decoder that ends, or gives no frame for `stall_s`,
 is killed and started anew. `fps` is the most frames a second that are taken, 0 is all; the newest wins, so keep
-`queue` small. A video file ends the source at its end, unless `loop`.
+`queue` small. A video file ends the source at its end, unless `loop`. A password in the address is neither logged nor
+shown to other users of the machine, as an argument would be.
 """
 
 import json
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +27,7 @@ import numpy.typing as npt
 from modelagent.children import Child, describe_exit, spawn
 from modelagent.errors import SourceError, UsageError
 from modelagent.inference.frames import Frame, FrameSource, SourceOptions
-from modelagent.inference.frames.decoder import ENDED, HEAD, MISSING, TALL
+from modelagent.inference.frames.decoder import ENDED, HEAD, MISSING, PIXELS, PLACE, TALL
 
 DECODER: Final = (sys.executable, "-m", "modelagent.inference.frames.decoder")
 _START: Final = 20.0  # seconds to the first frame, at least: a camera may be slow to answer
@@ -46,6 +48,7 @@ class CameraSource(FrameSource):
         if not place:
             raise UsageError('source: kind = "camera" needs url or path; add it to the settings', code="config")
         self._place = place
+        self._shown = _shown(place)
         self._argv = argv
         self._number = 0
         self._started = False
@@ -57,7 +60,6 @@ class CameraSource(FrameSource):
         self._started = True
         ours, theirs = os.pipe2(os.O_CLOEXEC)
         wish: dict[str, Any] = {
-            "place": self._place,
             "fps": self.options.fps,
             "loop": self.options.loop,
             "out": theirs,
@@ -66,7 +68,12 @@ class CameraSource(FrameSource):
         }
         with open(ours, "rb", buffering=0):  # closes it
             try:
-                child = spawn([*self._argv, json.dumps(wish)], pass_fds=(theirs,), capture=16 * 1024)
+                child = spawn(
+                    [*self._argv, json.dumps(wish)],
+                    pass_fds=(theirs,),
+                    env={**os.environ, PLACE: self._place},
+                    capture=16 * 1024,
+                )
             except OSError as error:
                 raise self._broken(f"no process for the decoder: {error}") from error
             finally:
@@ -85,8 +92,8 @@ class CameraSource(FrameSource):
         head = bytearray(HEAD.size)
         while pipe.fill(memoryview(head), patience):
             height, width, channels, _ = HEAD.unpack(head)
-            if not (0 < height <= TALL and 0 < width <= TALL and channels in {1, 3}):
-                raise self._broken("it sent no picture")
+            if not (0 < height <= TALL and 0 < width <= TALL and height * width <= PIXELS and channels in {1, 3}):
+                raise self._broken(f"it sent no picture that is taken: {height} x {width} x {channels}")
             picture: npt.NDArray[np.uint8] = np.empty((height, width, channels), np.uint8)
             wall, mono = time.time(), time.monotonic()
             if not pipe.fill(picture.reshape(-1).data, self.options.stall_s):
@@ -102,14 +109,23 @@ class CameraSource(FrameSource):
         status = child.wait(2.0)
         if status == ENDED:
             return
-        said = child.said(400).strip()
+        said = child.said(4000).replace(self._place, self._shown).strip()[-400:]
         if status == MISSING:
             raise self._broken("PyAV is not installed: pip install 'modelagent[camera]'")
         ending = "it still runs" if status is None else describe_exit(status)
         raise self._broken(f"the decoder ended ({ending}){': ' + said.splitlines()[-1] if said else ''}")
 
     def _broken(self, why: str) -> SourceError:
-        return SourceError(f"{self._place}: {why}; look at the camera and at source.url", code="source")
+        return SourceError(f"{self._shown}: {why}; look at the camera and at source.url", code="source")
+
+
+def _shown(place: str) -> str:
+    """An address without user and password."""
+    try:
+        netloc = urlsplit(place).netloc
+    except ValueError:
+        return "the camera"
+    return place.replace(netloc, netloc.rpartition("@")[2], 1) if "@" in netloc else place
 
 
 class _Pipe:

@@ -1,9 +1,9 @@
-"""The decoder: a child process that turns a camera or a video into raw pictures on a pipe.
+r"""The decoder: a child process that turns a camera or a video into raw pictures on a pipe.
 
 This file knows PyAV, and how a stream is opened, paced and thinned. It does not know models, queues or who restarts it.
 
-    python -m modelagent.inference.frames.decoder '{"place": "rtsp://...", "fps": 5.0, "loop": false, "out": 4,
-        "parent": 4711, "timeout_s": 10.0}'
+    MODELAGENT_PLACE=rtsp://... python -m modelagent.inference.frames.decoder \
+        '{"fps": 5.0, "loop": false, "out": 4, "parent": 4711, "timeout_s": 10.0}'
 
 On the pipe: for each picture 16 bytes, little-endian {u32 height, u32 width, u32 channels, u32 0}, then its bytes, red
 first. The reader takes them as fast as they come; what is older than the newest is its business. A file is played at
@@ -24,7 +24,9 @@ from typing import Any, Final
 from modelagent.children import bind_to_parent
 
 HEAD: Final = struct.Struct("<IIII")
+PLACE: Final = "MODELAGENT_PLACE"  # environment variable: arguments can be read by every user of the machine
 TALL: Final = 1 << 14  # pixels of an edge; more is no picture
+PIXELS: Final = 64_000_000  # of one picture: a small stream may unfold into a great one
 ENDED: Final = 3
 MISSING: Final = 4
 
@@ -38,7 +40,7 @@ def main(wish: dict[str, Any]) -> int:
     except ImportError:
         return MISSING
     av.logging.set_level(av.logging.ERROR)
-    place, fps = str(wish["place"]), float(wish["fps"])
+    place, fps = os.environ[PLACE], float(wish["fps"])
     device = place.startswith("/dev/")
     is_file = not device and Path(place).is_file()
     period = 1.0 / fps if fps else 0.0
@@ -56,6 +58,9 @@ def main(wish: dict[str, Any]) -> int:
                 continue
             else:
                 due = max(due + period, now - period)
+            if picture.width * picture.height > PIXELS:
+                print(f"a picture of {picture.width}x{picture.height}, at most {PIXELS} pixels are taken")
+                return 1
             _send(int(wish["out"]), picture.to_ndarray(format="rgb24"))
         if not is_file:
             print(f"{place}: the stream ended")

@@ -129,12 +129,13 @@ class Outlet:
         try:
             self._sink.write(batch)
             self.written += count
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - a sink is a plug-in: no fault of one may end its thread for good
             self.lost += count
             now = time.monotonic()
             if now - self._complained >= _COMPLAIN:
                 self._complained = now
-                _log.warning("sink %s: %s; %d results lost so far", self._sink.name, error, self.lost)
+                text = error if isinstance(error, OSError) else repr(error)
+                _log.warning("sink %s: %s; %d results lost so far", self._sink.name, text, self.lost)
         # Only now, so that what is being written still counts against the capacity.
         for _ in range(count):
             self._rows.popleft()

@@ -29,17 +29,35 @@ class JsonlSink:
     def write(self, rows: Sequence[Row]) -> None:
         """Append one line per row, in one write."""
         data = b"".join(json.dumps(row._asdict(), separators=(",", ":")).encode() + b"\n" for row in rows)
+        self._look_again()
         if self._fd >= 0 and self._size + len(data) > self._half:
             self.close()
             self._path.replace(self._path.with_name(self._path.name + ".1"))
         if self._fd < 0:
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
             self._size = os.fstat(self._fd).st_size
+            if self._size and not self._ends_whole():
+                data = b"\n" + data  # a power cut tore the last line: the next one begins anew
         written = os.write(self._fd, data)
         if written != len(data):  # the disk is full: take the torn line back, all or none
             os.ftruncate(self._fd, self._size)
             raise OSError(f"{self._path}: {written} of {len(data)} bytes written; free space")
         self._size += written
+
+    def _look_again(self) -> None:
+        """Whoever moved or removed the file wants a new one."""
+        if self._fd >= 0:
+            try:
+                same = os.path.samestat(self._path.stat(), os.fstat(self._fd))
+            except FileNotFoundError:
+                same = False
+            if not same:
+                self.close()
+
+    def _ends_whole(self) -> bool:
+        with self._path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
 
     def close(self) -> None:
         """Close the file."""
