@@ -168,3 +168,112 @@ def test_the_same_samples_give_the_same_bytes() -> None:
         assert set(archive.files) == {"input_0", "labels"}
         assert np.array_equal(archive["input_0"], some().inputs[0])
     assert b"labels" not in data.pack(some(), labels=False)
+
+
+# --- wrong input ------------------------------------------------------------------------------------------------
+
+
+def refused(source: Path | str, metric: str = "accuracy") -> str:
+    with pytest.raises(UsageError) as caught:
+        data.read(str(source), metric)
+    assert caught.value.code == "data"
+    assert str(source) in caught.value.message
+    return caught.value.message
+
+
+def test_arrays_that_no_network_can_take_are_refused_with_their_place(tmp_path: Path) -> None:
+    def told(metric: str = "accuracy", /, **arrays: Any) -> str:
+        arrays.setdefault("y", np.array([0, 1, 0, 1]))
+        np.savez(tmp_path / "d.npz", **arrays)
+        return refused(tmp_path / "d.npz", metric)
+
+    gap = np.zeros((4, 2))
+    gap[2, 1] = np.nan
+    assert "input_0 with NaN, infinite or too large numbers in 1 of 4 samples, the first at 2" in told(x=gap)
+    assert "the first at 0" in told(x=np.full((4, 2), 1e200))  # beyond float32
+    assert "input_0 <U1 [4]" in told(x=np.array(list("abcd")))
+    assert "input_0 complex128" in told(x=np.zeros((4, 2), complex))
+    assert "input_0 float64 [4, 0]" in told(x=np.zeros((4, 0)))
+    assert "[5] inputs for 4 labels" in told(x=np.zeros((5, 2)))
+    assert "a single number" in told(x=np.float64(1.0))
+    assert "np.unique" in told(x=np.zeros((4, 2)), y=np.array(["cat", "dog", "cat", "dog"]))
+    assert "at least one sample" in told(x=np.zeros((0, 2)), y=np.zeros(0, int))
+    assert "the class 3 alone in 4 samples" in told(x=np.zeros((4, 2)), y=np.full(4, 3))
+    assert "labels float64" in told(x=np.zeros((4, 2)), y=np.array([0.0, 1.0, 0.0, 1.0]))
+    np.savez(tmp_path / "ok.npz", x=np.zeros((4, 2), np.float64), y=np.array([0, 1, 0, 1]))
+    assert data.read(str(tmp_path / "ok.npz")).inputs[0].dtype == np.float32
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "text.npz").write_text("input_0,labels\n")
+    np.save(tmp_path / "one.npy", np.zeros(4))
+    np.savez(tmp_path / "objects.npz", x=np.array([{}, {}], object), y=[0, 1])
+    np.savez(tmp_path / "whole.npz", x=np.random.RandomState(1).rand(200, 9), y=np.arange(200) % 2)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "flipped.npz").write_bytes(whole[:3000] + bytes([whole[3000] ^ 8]) + whole[3001:])
+    for name in ("empty.npz", "cut.npz", "flipped.npz", "missing.npz"):
+        refused(tmp_path / name)
+    assert "not numbers" in refused(tmp_path / "text.npz")
+    assert "not numbers" in refused(tmp_path / "objects.npz")
+    assert "without labels" in refused(tmp_path / "one.npy")
+
+
+def test_class_folders_with_something_wrong_in_them(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "0.npy", np.zeros((2, 2)))
+    (tmp_path / "emu").mkdir()
+    assert str(tmp_path / "emu") in refused(tmp_path)  # else a class that nothing could ever be
+    (tmp_path / "emu" / "0.npy").write_bytes(b"")
+    assert str(tmp_path / "emu" / "0.npy") in refused(tmp_path)
+    (tmp_path / "emu" / "0.npy").write_text("no array")
+    assert str(tmp_path / "emu" / "0.npy") in refused(tmp_path)
+    for name in ("dog", "emu"):
+        (tmp_path / name / "0.npy").unlink()
+        (tmp_path / name).rmdir()
+    assert "the class 0 alone" in refused(tmp_path)
+
+
+def rough() -> Samples:
+    return Samples((np.full((4, 2), np.inf),), np.array([0, 1, 0, 1]), ())
+
+
+def whole_targets() -> Samples:
+    return Samples((np.zeros((4, 2)),), np.array([3, 1, 4, 1]), ())
+
+
+not_callable = 3
+
+
+def test_samples_of_an_entry_point_are_checked_as_a_file_is() -> None:
+    assert "infinite" in refused(f"{__name__}:rough")
+    assert data.read(f"{__name__}:whole_targets", "mae").labels.dtype == np.float32  # numbers, not classes
+    with pytest.raises(UsageError, match="no function"):
+        data.read(f"{__name__}:not_callable")
+
+
+@pytest.mark.parametrize(
+    ("parts", "word"),
+    [
+        (([0, 1], [2, 3], [4, 9]), "0 to 9"),
+        (([0, 1], [2, 3], [3, 4]), "two parts"),
+        (([0, 1], [2, 3], []), "canary"),
+        (([0, 1], [-1], [2]), "-1 to 2"),
+    ],
+)
+def test_a_division_that_came_with_the_data_is_checked(parts: tuple[list[int], ...], word: str) -> None:
+    found = some(6, 2)
+    fixed = {name: np.array(indices, np.int64) for name, indices in zip(data.SHARES, parts, strict=True)}
+    with pytest.raises(UsageError, match=word):
+        data.split(Samples(found.inputs, found.labels, found.classes, fixed), seed=1)
+
+
+def test_a_class_that_some_part_has_none_of_is_said() -> None:
+    labels = np.array([0] * 40 + [1] * 40 + [2], np.int64)
+    found = Samples((np.zeros((81, 2), np.float32),), labels, ("cat", "dog", "emu"))
+    (note,) = data.thin(data.split(found, seed=1))
+    assert "emu" in note
+    assert "validation, canary" in note
+    assert data.thin(data.split(some(), seed=1)) == []

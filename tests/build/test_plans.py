@@ -102,6 +102,13 @@ def test_without_variants_every_format_is_built() -> None:
         ({"variants": {"Big One": ""}}, "variants.Big One"),
         ({"variants": {"float32": "int8"}}, "variants.float32"),
         ({"variants": {"x": 3}}, "variants.x"),
+        ({"model": {"source": "x", "shapes": [1, 8]}}, "model.shapes"),
+        ({"model": {"source": "x", "shapes": [[1, "8"]]}}, "model.shapes"),
+        ({"data": {"source": "x", "shares": {"train": "most"}}}, "data.shares"),
+        ({"data": {"source": "x", "shares": 0.5}}, "data.shares"),
+        ({"choose": {"max_loss": float("nan")}}, "choose.max_loss"),
+        ({"choose": {"confidence": 1.0}}, "choose.confidence"),
+        ({"parent": {"max_size_ratio": float("inf")}}, "parent.max_size_ratio"),
     ],
 )
 def test_a_bad_plan_is_refused_by_key(change: dict[str, Any], word: str) -> None:

@@ -10,7 +10,7 @@ works on the file itself and needs no tensorflow. Batch size is 1, as on the dev
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ import numpy as np
 
 from modelagent.build import graph, toolbox
 from modelagent.build.data import Samples
-from modelagent.build.source import Source
+from modelagent.build.source import Source, feed
 from modelagent.errors import UsageError
 
 SIGNATURE: Final = "serving_default"
@@ -60,7 +60,7 @@ def convert(
     """
     names = names or Names()
     if network is None and source.tflite is not None:
-        made = _requantise(source.tflite, kind, samples, io)
+        made = _requantise(graph.arrange(source.tflite, names.inputs, names.outputs), kind, samples, io)
         return graph.polish(made, names.inputs, names.outputs)
     tf = toolbox.tensorflow()
     with tempfile.TemporaryDirectory(prefix="modelagent-build-") as folder:
@@ -84,8 +84,9 @@ def convert(
                 "https://ai.google.dev/edge/litert for the operators that it knows",
                 code="cannot-convert",
             ) from error
+    data = graph.arrange(data, given, found)
     present, produced = graph.order(data)
-    # A graph may take its inputs in another order than the signature names them; names follow the tensors.
+    # The converter may leave out what nothing depends on; then its own names stay.
     return graph.polish(
         data, present if set(present) == set(given) else (), produced if set(produced) == set(found) else ()
     )
@@ -104,8 +105,7 @@ def _save_keras(
     ]
 
     def serve(*tensors: Any) -> dict[str, Any]:
-        answers = network(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
-        answers = answers if isinstance(answers, list | tuple) else [answers]
+        answers = tf.nest.flatten(network(feed(network, tensors), training=False))
         return dict(zip(outputs, answers, strict=True))
 
     _save(tf, serve, specs, folder, keep=network)
@@ -122,21 +122,25 @@ def _save_again(
         raise UsageError(f"{saved}: it has no signature; save it with one (serving_default)", code="cannot-convert")
     function = signatures.get(SIGNATURE) or next(iter(signatures.values()))
     _, wanted = function.structured_input_signature
-    produced = sorted(function.structured_outputs)
-    given = _named(names.inputs, sorted(wanted), "input")
+    # A signature has names and no order: the alphabet's, or that of a plan which uses the very same names.
+    taken, produced = _ordered(names.inputs, wanted), _ordered(names.outputs, function.structured_outputs)
+    given = _named(names.inputs, taken, "input")
     outputs = _named(names.outputs, produced, "output")
-    fixed = _fixed([tuple(wanted[name].shape.as_list()) for name in sorted(wanted)], shapes)
+    fixed = _fixed([tuple(wanted[name].shape.as_list()) for name in taken], shapes)
     specs = [
-        tf.TensorSpec(shape, wanted[old].dtype, name=name)
-        for shape, old, name in zip(fixed, sorted(wanted), given, strict=True)
+        tf.TensorSpec(shape, wanted[old].dtype, name=name) for shape, old, name in zip(fixed, taken, given, strict=True)
     ]
 
     def serve(*tensors: Any) -> dict[str, Any]:
-        answers = function(**dict(zip(sorted(wanted), tensors, strict=True)))
+        answers = function(**dict(zip(taken, tensors, strict=True)))
         return {name: answers[old] for name, old in zip(outputs, produced, strict=True)}
 
     _save(tf, serve, specs, folder, keep=loaded)
     return given, outputs
+
+
+def _ordered(wanted: Sequence[str], found: Iterable[str]) -> list[str]:
+    return list(wanted) if sorted(wanted) == sorted(found) else sorted(found)
 
 
 def _save(tf: Any, serve: Any, specs: list[Any], folder: Path, *, keep: Any) -> None:

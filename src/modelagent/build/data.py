@@ -15,6 +15,7 @@ returns the same as a mapping. Class folders hold .npy files or pictures, one fo
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -93,7 +94,10 @@ def entry_point(text: str) -> Any:
     """
     module, _, name = text.partition(":")
     try:
-        return getattr(import_module(module), name)
+        found = getattr(import_module(module), name)
+        if not callable(found):
+            raise ValueError(f"{name} is a {type(found).__name__} and no function")  # noqa: TRY004 - told below
+        return found
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(
             f"{text}: {error}; allowed is package.module:function, importable from here (see PYTHONPATH)",
@@ -120,19 +124,24 @@ def read(source: str, metric: str = "accuracy") -> Samples:
     if is_entry_point(source):
         given = entry_point(source)()
         if isinstance(given, Samples):
-            _check_labels(source, given.labels, metric)
-            return given
+            given = _arrays(given)
         if not isinstance(given, Mapping):
             raise _bad(source, f"a {type(given).__name__}", "a mapping of arrays, as an .npz holds them")
         return _from_arrays(source, {name: np.asarray(array) for name, array in given.items()}, metric)
     path = Path(source)
     if path.is_dir():
         return _from_folders(path, metric)
+    allowed = "an .npz file, a directory of class folders, or module:function"
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return _from_arrays(source, {name: archive[name] for name in archive.files}, metric)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise _bad(source, str(error), "an .npz file, a directory of class folders, or module:function") from error
+        # numpy would leave a file open that it cannot read.
+        with path.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise _bad(source, "a single array without labels", allowed)
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise _bad(source, _said(error), allowed) from error
+    return _from_arrays(source, arrays, metric)
 
 
 def split(samples: Samples, *, seed: int, shares: Mapping[str, float] | None = None) -> Parts:
@@ -147,6 +156,7 @@ def split(samples: Samples, *, seed: int, shares: Mapping[str, float] | None = N
         missing = set(SHARES) - set(samples.fixed)
         if missing:
             raise _bad("split", f"no {', '.join(sorted(missing))}", "indices for train, validation and canary")
+        _check_division(samples)
         return Parts(**{name: samples.take(samples.fixed[name]) for name in SHARES})
     wanted = {**SHARES, **(shares or {})}
     if set(wanted) != set(SHARES) or min(wanted.values()) <= 0 or sum(wanted.values()) > 1.0 + 1e-9:
@@ -168,6 +178,19 @@ def split(samples: Samples, *, seed: int, shares: Mapping[str, float] | None = N
             raise _bad(name, f"no sample of {len(samples)}", "a data set with at least a few samples of each class")
         parts[name] = samples.take(indices)
     return Parts(**parts)
+
+
+def thin(parts: Parts) -> list[str]:
+    """Each class that some part has no sample of, for a person: nothing there speaks for it."""
+    found = []
+    for label, name in enumerate(parts.train.classes) if parts.train.labels.ndim == 1 else ():
+        counts = {part: int((getattr(parts, part).labels == label).sum()) for part in SHARES}
+        missing = [part for part, count in counts.items() if not count]
+        if missing and sum(counts.values()):
+            found.append(
+                f"the class {name} has {sum(counts.values())} samples, and none of them in {', '.join(missing)}"
+            )
+    return found
 
 
 def prepared(samples: Samples, before: Mapping[str, Any], shapes: Sequence[Sequence[int]]) -> Samples:
@@ -232,7 +255,9 @@ def _check_labels(source: str, labels: Array, metric: str) -> None:
     """Whether these can be the truth of a metric."""
     found = f"labels {labels.dtype} {list(labels.shape)}"
     if not labels.ndim or not len(labels):
-        raise _bad(source, found, "one a sample")
+        raise _bad(source, found, "one a sample, and at least one sample")
+    if labels.dtype.kind in "US":
+        raise _bad(source, found, "whole numbers; make them with names, labels = np.unique(words, return_inverse=True)")
     if metric in scoring.VALUES:
         if labels.dtype.kind not in "iuf" or not np.isfinite(labels).all():
             raise _bad(source, found, f"finite numbers, the targets of {metric}")
@@ -243,6 +268,10 @@ def _check_labels(source: str, labels: Array, metric: str) -> None:
         return
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise _bad(source, found, f"one whole number a sample, as {metric} asks for")
+    if scoring.by_class(metric) and len(np.unique(labels)) == 1:
+        raise _bad(
+            source, f"the class {int(labels[0])} alone in {len(labels)} samples", "samples of two classes or more"
+        )
     if metric in scoring.TWO_CLASSES and not set(np.unique(labels).tolist()) <= {0, 1}:
         raise _bad(source, f"the labels {np.unique(labels)[:5].tolist()}", f"0 and 1, as {metric} asks for")
 
@@ -258,7 +287,9 @@ def _from_arrays(source: str, arrays: Mapping[str, Array], metric: str) -> Sampl
     labels = arrays["labels"]
     _check_labels(source, labels, metric)
     if any(array.ndim < 1 or len(array) != len(labels) for array in inputs):
-        raise _bad(source, f"{[len(array) for array in inputs]} inputs for {len(labels)} labels", "one each a sample")
+        lengths = [len(array) if array.ndim else "a single number" for array in inputs]
+        raise _bad(source, f"{lengths} inputs for {len(labels)} labels", "one each a sample")
+    inputs = [_numbers(source, f"input_{index}", array) for index, array in enumerate(inputs)]
     classes = tuple(str(name) for name in arrays["classes"]) if "classes" in arrays else ()
     if metric in scoring.VALUES:
         labels = labels.astype(np.float32)
@@ -270,8 +301,46 @@ def _from_arrays(source: str, arrays: Mapping[str, Array], metric: str) -> Sampl
         if len(classes) <= int(labels.max()):
             raise _bad(source, f"the label {int(labels.max())}", f"labels below {len(classes)}, the number of classes")
     fixed = {name: arrays[name].astype(np.int64) for name in SHARES if name in arrays}
-    kept = tuple(array.astype(np.float32) if array.dtype.kind == "f" else array for array in inputs)
-    return Samples(kept, labels, classes, fixed)
+    return Samples(tuple(inputs), labels, classes, fixed)
+
+
+def _arrays(samples: Samples) -> dict[str, Array]:
+    """Samples as an .npz holds them, so that an entry point is checked as a file is."""
+    named = {f"input_{index}": np.asarray(array) for index, array in enumerate(samples.inputs)}
+    classes = {"classes": np.array(samples.classes)} if samples.classes else {}
+    return {**named, "labels": np.asarray(samples.labels), **classes, **samples.fixed}
+
+
+def _numbers(source: str, name: str, array: Array) -> Array:
+    """An input as numbers that a network can take: real ones as float32, and none that is no number."""
+    found = f"{name} {array.dtype} {list(array.shape)}"
+    if array.dtype.kind not in "fiub" or not array.size:
+        raise _bad(source, found, "numbers, at least one a sample")
+    if array.dtype.kind != "f":
+        return array
+    with np.errstate(over="ignore"):
+        made = array.astype(np.float32)
+    if not np.isfinite(made).all():
+        wrong = np.flatnonzero(~np.isfinite(made.reshape(len(made), -1)).all(axis=1))
+        raise _bad(
+            source,
+            f"{name} with NaN, infinite or too large numbers in {len(wrong)} of {len(made)} samples, the first at "
+            f"{wrong[0]}",
+            "finite numbers (float32); take these samples out, or fill them in",
+        )
+    return made
+
+
+def _check_division(samples: Samples) -> None:
+    """A division that came with the data: every index a sample's, and none in two parts."""
+    together = np.concatenate([samples.fixed[name].reshape(-1) for name in SHARES])
+    if len(together) and not 0 <= together.min() <= together.max() < len(samples):
+        raise _bad("split", f"the indices {together.min()} to {together.max()}", f"0 to {len(samples) - 1}")
+    if len(np.unique(together)) < len(together):
+        raise _bad("split", "samples in two parts, or twice in one", "each index once in train, validation and canary")
+    for name in SHARES:
+        if not samples.fixed[name].size:
+            raise _bad("split", f"no index for {name}", "at least one a part")
 
 
 def _from_folders(path: Path, metric: str) -> Samples:
@@ -279,9 +348,10 @@ def _from_folders(path: Path, metric: str) -> Samples:
     rows: list[Array] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
+        before = len(rows)
         for file in sorted(folder.iterdir()):
             if file.suffix == ".npy":
-                rows.append(np.load(file, allow_pickle=False))
+                rows.append(_array(file))
             elif file.suffix.lower() in PICTURES:
                 rows.append(_picture(file))
             else:
@@ -289,10 +359,20 @@ def _from_folders(path: Path, metric: str) -> Samples:
             labels.append(label)
             if rows[-1].shape != rows[0].shape:
                 raise _bad(str(file), f"the shape {rows[-1].shape}", f"{rows[0].shape}, as the first one")
+        if len(rows) == before:
+            raise _bad(str(folder), "no sample", f".npy files or pictures ({', '.join(PICTURES)}); else take it away")
     if not rows:
         raise _bad(str(path), "no sample", f"one folder a class, with .npy files or pictures ({', '.join(PICTURES)})")
     arrays: dict[str, Array] = {"input_0": np.stack(rows), "labels": np.array(labels)}
     return _from_arrays(str(path), {**arrays, "classes": np.array([folder.name for folder in folders])}, metric)
+
+
+def _array(file: Path) -> Array:
+    try:
+        found: Array = np.load(file, allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise _bad(str(file), f"no readable array ({_said(error)})", "one that numpy.save wrote, of numbers") from error
+    return found
 
 
 def _picture(file: Path) -> Array:
@@ -320,6 +400,16 @@ def pillow() -> Any:
             "Pillow is missing: class folders of pictures are read with it; pip install 'modelagent[images]'",
             code="no-tool",
         ) from error
+
+
+def _said(error: Exception) -> str:
+    """What numpy says, where that can be understood; it takes every text file for a pickle."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error)
+    if "pickle" in text:
+        return "Python objects or other bytes, not numbers"
+    return text or type(error).__name__
 
 
 def _bad(where: str, found: str, allowed: str) -> UsageError:

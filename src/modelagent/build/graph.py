@@ -155,9 +155,7 @@ def polish(data: bytes, inputs: Sequence[str] = (), outputs: Sequence[str] = ())
             if tensor.quantization is not None:
                 # What calibration saw: for the quantiser's own next step, and nothing a runtime reads.
                 tensor.quantization.min = tensor.quantization.max = None
-    builder = _writer()(len(data))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return _bytes(model, len(data))
 
 
 def order(data: bytes) -> tuple[list[str], list[str]]:
@@ -171,6 +169,33 @@ def order(data: bytes) -> tuple[list[str], list[str]]:
             names |= {entry.tensorIndex: _text(entry.name) for entry in getattr(signature, kind)}
         found.append([names[index] for index in indices])
     return found[0], found[1]
+
+
+def arrange(data: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
+    """The same model with inputs and outputs in this order, where these are the signature's own names; else untouched.
+
+    The converter puts them in an order of its own, and samples, manifests and devices go by the order alone.
+    """
+    present = order(data)
+    model: Any = None
+    for wanted, found, edge in zip((inputs, outputs), present, ("inputs", "outputs"), strict=True):
+        if list(wanted) == found or sorted(wanted) != sorted(found) or len(set(found)) < len(found):
+            continue
+        model = model or _model(data)
+        indices = dict(zip(found, getattr(model.subgraphs[0], edge), strict=True))
+        setattr(model.subgraphs[0], edge, [indices[name] for name in wanted])
+    return data if model is None else _bytes(model, len(data))
+
+
+def shapes(data: bytes) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each input, in the order of the graph; -1 where a size is open."""
+    model = _model(data)
+    main = model.subgraphs[0]
+    found = []
+    for name, tensor in zip(order(data)[0], (main.tensors[index] for index in main.inputs), strict=True):
+        stated = tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape
+        found.append((name, () if stated is None else tuple(int(size) for size in stated)))
+    return found
 
 
 def differences(first: bytes, second: bytes) -> list[str]:
@@ -218,6 +243,12 @@ def _model(data: bytes) -> Any:
         return schema.ModelT.InitFromObj(schema.Model.GetRootAs(bytearray(data), 0))
     except Exception as error:  # the generated reader fails in many ways on foreign bytes
         raise UsageError(f"no .tflite file ({error}); name the right file", code="model-file") from error
+
+
+def _bytes(model: Any, about: int) -> bytes:
+    builder = _writer()(about)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
 
 
 def _text(value: Any) -> str:

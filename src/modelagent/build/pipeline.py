@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from modelagent import durable
 from modelagent.build import (
     chains,
     choose,
@@ -215,9 +216,11 @@ def _make(
     except UsageError as error:
         variant.failure = error.message
         return variant
+    if baseline is None:
+        _fits(plan, workshop.parts, made)
     file = folder / f"{name}.tflite"
     variant.reproduced = _compare(file, made, earlier, workshop)
-    file.write_bytes(made)
+    durable.write_atomic(file, made, mode=0o644, durable=False)
     variant.file, variant.size, variant.compressed = file, len(made), evaluate.compressed(made)
     variant.digest = hashlib.sha256(made).hexdigest()
     variant.inside = graph.inspect(made)
@@ -226,6 +229,24 @@ def _make(
         if variant.digest == baseline.digest:
             variant.remarks.append(Remark(chains.show(steps), True, "the file is the baseline's, byte for byte"))
     return variant
+
+
+def _fits(plan: Plan, parts: Parts, made: bytes) -> None:
+    """Refuse samples of other shapes than the network takes, before anything is measured."""
+    wanted = graph.shapes(made)
+    given = [(1, *array.shape[1:]) for array in parts.validation.inputs]
+    fits = len(wanted) == len(given) and all(
+        len(shape) == len(have) and all(size in (-1, got) for size, got in zip(shape[1:], have[1:], strict=True))
+        for (_, shape), have in zip(wanted, given, strict=True)
+    )
+    if not fits:
+        takes = ", ".join(f"{name} {list(shape)}" for name, shape in wanted)
+        has = ", ".join(f"input_{index} {list(shape)}" for index, shape in enumerate(given))
+        raise UsageError(
+            f"data {plan.data}: {plan.source} takes {takes}, the data set holds {has}, in this order; correct one of "
+            "them, say the order with [model] inputs, or prepare frames with [manifest] preprocess",
+            code="data",
+        )
 
 
 def _measure(plan: Plan, parts: Parts, variant: Variant, baseline: Variant) -> None:
@@ -356,7 +377,10 @@ def _compare(file: Path, made: bytes, earlier: Mapping[str, Any], workshop: _Wor
         before = file.read_bytes()
     except OSError:
         return ""
-    found = graph.differences(before, made)
+    try:
+        found = graph.differences(before, made)
+    except UsageError:
+        return ""  # whatever lay there, no build wrote it
     return (
         "the same bytes as the build before" if not found else "differs from the build before: " + "; ".join(found[:5])
     )
@@ -385,6 +409,8 @@ def _card(
         "classes": list(parts.train.classes),
         "parent_file": None if parent is None else parent["digest"],
     }
+    if remarks := data.thin(parts):
+        card["data_remarks"] = remarks
     if chosen is not None and chosen.measured is not None and chosen.figures is not None:
         card["variant"] = {"name": chosen.name, "chain": chains.show(chosen.steps)}
         card["metrics"] = {

@@ -32,6 +32,7 @@ This file knows the plan's keys and their checks. It does not know what a step d
     intended_use = "reads one digit of a utility meter"
 """
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -148,8 +149,8 @@ def make(document: Mapping[str, Any], **changes: Any) -> Plan:
         seed=_whole("model.seed", model.get("seed", 0), 0),
         inputs=_texts("model.inputs", model.get("inputs", [])),
         outputs=_texts("model.outputs", model.get("outputs", [])),
-        shapes=tuple(tuple(shape) for shape in model.get("shapes", [])),
-        shares=dict(given.get("shares", {})),
+        shapes=_shapes(model.get("shapes", [])),
+        shares=_shares(given.get("shares", {})),
         variants=variants(document.get("variants", DEFAULT_VARIANTS)),
         choose=_table(Constraints, "choose", _with_loss(metric, document.get("choose", {}))),
         parent=_table(Parent, "parent", _with_margin(metric, document.get("parent", {}))),
@@ -211,11 +212,34 @@ def _table(kind: type[Any], path: str, values: Mapping[str, Any]) -> Any:
             checked[name] = Path(_text(f"{path}.{name}", value))
         elif name == "prefer":
             checked[name] = _text(f"{path}.{name}", value)
-        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        elif not _is_number(value) or value < 0:
             raise _bad(f"{path}.{name}", value, "a number of at least 0")
+        elif name == "confidence" and not 0.5 <= value < 1:
+            raise _bad(f"{path}.{name}", value, "a number from 0.5 to below 1, such as 0.95")
         else:
             checked[name] = value
     return kind(**checked)
+
+
+def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:
+    whole = isinstance(value, list) and all(
+        isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape) for shape in value
+    )
+    if not whole:
+        raise _bad("model.shapes", repr(value)[:80], "a list of shapes, one an input, such as [[1, 8, 8, 1]]")
+    return tuple(tuple(shape) for shape in value)
+
+
+def _shares(value: Any) -> dict[str, float]:
+    if not isinstance(value, dict) or not all(_is_number(share) for share in value.values()):
+        raise _bad(
+            "data.shares", repr(value)[:80], "numbers, such as { train = 0.6, validation = 0.15, canary = 0.25 }"
+        )
+    return dict(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _known(path: str, values: Mapping[str, Any], allowed: set[str]) -> None:

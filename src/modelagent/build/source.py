@@ -10,6 +10,7 @@ not. A SavedModel or a .tflite file has no layers any more: it can be converted 
 """
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -99,6 +100,15 @@ def network(text: str, train: Samples, *, seed: int) -> Any:
     if Path(text).suffix not in KERAS:
         raise _bad(text, "no Keras file; a student must be trained, and only Keras models can be")
     return read_keras(Path(text))
+
+
+def feed(network: Any, arrays: Sequence[Any]) -> Any:
+    """Inputs as the network is called with them: one, a list, or a mapping where it was built with one."""
+    struct = getattr(network, "input", None)
+    if not isinstance(struct, Mapping):
+        return arrays[0] if len(arrays) == 1 else list(arrays)
+    keys = {id(tensor): key for key, tensor in struct.items()}
+    return {keys[id(tensor)]: array for tensor, array in zip(network.inputs, arrays, strict=True)}
 
 
 def _module_digest(text: str) -> str:

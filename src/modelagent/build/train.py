@@ -10,7 +10,8 @@ Pruning is by magnitude, layer by layer, on a cubic schedule (Zhu and Gupta, "To
 costs depends on how slowly it goes: MobileNetV2 at 50 % lost 2.6 points in 4 epochs and 0.2 in 12.
 Distillation adds the teacher's softened answers to the labels (Hinton, Vinyals and Dean, 2015). Zeros that a network
 brings along stay zero through every later step. What a network is trained towards follows from its output and the
-labels: classes, one probability, target numbers, or its own input.
+labels: classes, one probability, target numbers, or its own input (of ordinary samples alone: one that was taught to
+give the strange ones back finds nothing strange).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ import numpy as np
 
 from modelagent.build import toolbox
 from modelagent.build.data import Samples
+from modelagent.build.source import feed
 from modelagent.errors import UsageError
 
 Told = Callable[[str], None]  # hears what is going on, for the progress display
@@ -62,9 +64,10 @@ def prune(
         told: hears of each epoch.
 
     Raises:
-        UsageError: `cannot-prune`: the network has no kernel to prune.
+        UsageError: `cannot-prune`: the network has no kernel to prune; `cannot-train`: output and labels do not fit.
     """
     toolbox.set_seed(seed)
+    train = _taught(network, train)
     network = _copy(network)
     kernels = _kernels(network)
     if not kernels:
@@ -129,12 +132,16 @@ def distil(
         told: as for `prune`.
 
     Raises:
-        UsageError: `cannot-distil`: the two answer with different numbers of classes.
+        UsageError: `cannot-distil`: the two answer with different numbers of classes; `cannot-train`: output and labels
+            do not fit.
     """
     toolbox.set_seed(seed)
+    for one in (teacher, student):
+        _one_output(one)
+    train = _taught(student, train)
     tf = toolbox.tensorflow()
     ops = toolbox.keras3().ops
-    said = np.asarray(teacher.predict(_feed(train), batch_size=batch, verbose=0))
+    said = np.asarray(teacher.predict(feed(teacher, train.inputs), batch_size=batch, verbose=0))
     classes = said.shape[-1]
     if tuple(student.output_shape[1:]) != said.shape[1:]:
         raise UsageError(
@@ -184,11 +191,12 @@ def qat(
         told: as for `prune`.
 
     Raises:
-        UsageError: `cannot-qat`, with the tool's own words.
+        UsageError: `cannot-qat`, with the tool's own words; `cannot-train`: output and labels do not fit.
     """
     del io
     mot = toolbox.tfmot()
     toolbox.set_seed(seed)
+    train = _taught(network, train)
     try:
         ready = mot.quantization.keras.quantize_model(legacy_copy(network))
     except (RuntimeError, ValueError, TypeError) as error:
@@ -311,6 +319,23 @@ def _towards(network: Any, train: Samples, keras: Any) -> _Towards:
     Raises:
         UsageError: `cannot-train`.
     """
+    inner = _one_output(network)
+    labels = train.labels
+    losses = keras.losses
+    if labels.dtype.kind == "f":
+        return _Towards(_shaped(labels, inner, network), losses.MeanSquaredError(), False)
+    if _gives_back(inner, train):
+        return _Towards(train.inputs[0], losses.MeanSquaredError(), False)
+    if inner[-1] == 1 or inner == labels.shape[1:]:
+        _counted(network, labels, 2)
+        loss = losses.BinaryCrossentropy(from_logits=not _ends_with(network, "sigmoid"))
+        return _Towards(_shaped(labels.astype(np.float32), inner, network), loss, False)
+    _counted(network, labels, inner[-1])
+    return _Towards(labels, losses.SparseCategoricalCrossentropy(from_logits=not is_probability(network)), True)
+
+
+def _one_output(network: Any) -> tuple[int, ...]:
+    """Its shape without the batch."""
     shape = network.output_shape
     if isinstance(shape, list | dict) or (shape and not isinstance(shape[-1], int)):
         raise UsageError(
@@ -318,17 +343,38 @@ def _towards(network: Any, train: Samples, keras: Any) -> _Towards:
             "known; train it in an entry point, and leave this step out",
             code="cannot-train",
         )
-    labels, inner = train.labels, tuple(shape[1:])
-    losses = keras.losses
-    if labels.dtype.kind == "f":
-        return _Towards(_shaped(labels, inner, network), losses.MeanSquaredError(), False)
-    if inner == train.inputs[0].shape[1:] and labels.ndim == 1 and int(labels.max()) <= 1 and inner[-1] > 2:
-        # It gives its input back, and the distance tells what is strange.
-        return _Towards(train.inputs[0], losses.MeanSquaredError(), False)
-    if inner[-1] == 1 or inner == labels.shape[1:]:
-        loss = losses.BinaryCrossentropy(from_logits=not _ends_with(network, "sigmoid"))
-        return _Towards(_shaped(labels.astype(np.float32), inner, network), loss, False)
-    return _Towards(labels, losses.SparseCategoricalCrossentropy(from_logits=not is_probability(network)), True)
+    return tuple(shape[1:])
+
+
+def _gives_back(inner: tuple[int, ...], train: Samples) -> bool:
+    """Whether a network of this output is meant to give its input back, so that the distance tells what is strange."""
+    marks = train.labels.ndim == 1 and train.labels.dtype.kind in "iu" and int(train.labels.max()) <= 1
+    return marks and inner == train.inputs[0].shape[1:] and int(np.prod(inner)) > 2
+
+
+def _taught(network: Any, train: Samples) -> Samples:
+    """What it may learn from: all samples, or the ordinary ones (label 0) where it gives its input back."""
+    if not _gives_back(_one_output(network), train):
+        return train
+    ordinary = np.flatnonzero(train.labels == 0).astype(np.int64)
+    if not len(ordinary):
+        raise UsageError(
+            f"{network.name} gives its input back and would be trained on the {len(train)} samples of the training "
+            "part, all labelled 1 (strange); label ordinary samples 0",
+            code="cannot-train",
+        )
+    return train.take(ordinary)
+
+
+def _counted(network: Any, labels: Any, classes: int) -> None:
+    """Refuse labels that the output has no number for: the tools either crash on them or learn nonsense."""
+    highest = int(labels.max())
+    if highest >= classes:
+        raise UsageError(
+            f"{network.name} tells {classes} classes apart, and the labels go up to {highest}, counted from 0; give it "
+            "an output for each class, or correct the labels",
+            code="cannot-train",
+        )
 
 
 def _shaped(labels: Any, inner: tuple[int, ...], network: Any) -> Any:
@@ -380,11 +426,9 @@ def _fit(
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             told(f"{step}: epoch {epoch + 1} of {epochs}, loss {float((logs or {}).get('loss', 0.0)):.3f}")
 
-    network.fit(_feed(train), towards.targets, batch_size=batch, epochs=epochs, verbose=0, callbacks=[Watch()])
-
-
-def _feed(samples: Samples) -> Any:
-    return samples.inputs[0] if len(samples.inputs) == 1 else list(samples.inputs)
+    network.fit(
+        feed(network, train.inputs), towards.targets, batch_size=batch, epochs=epochs, verbose=0, callbacks=[Watch()]
+    )
 
 
 def _copy(network: Any) -> Any:

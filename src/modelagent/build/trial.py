@@ -34,7 +34,9 @@ def main(argument: Mapping[str, Any]) -> dict[str, Any]:
     begun = time.perf_counter()
     model = adapter.load(Path(argument["model"]), threads=int(argument["threads"]))
     load_ms = (time.perf_counter() - begun) * 1e3
-    inputs = [np.load(file, mmap_mode="r") for file in sorted(folder.glob("input_*.npy"))]
+    # By number: in the order of the letters, input_10 would come before input_2.
+    files = [folder / f"input_{index}.npy" for index in range(len(list(folder.glob("input_*.npy"))))]
+    inputs = [np.load(file, mmap_mode="r") for file in files]
     count = int(argument.get("count") or len(inputs[0]))
     frames = [_frame(model, inputs, index) for index in range(min(count, 8))]
     for _ in range(_WARM):

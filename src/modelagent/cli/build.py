@@ -147,6 +147,8 @@ def show(outcome: Outcome, out: Path) -> None:
     screen = Console()
     # A log has no width of its own; a terminal too narrow for a column shortens it, and the report has it whole.
     Console(width=max(screen.width, _LOG_WIDTH) if not screen.is_terminal else None).print(table)
+    for text in outcome.card.get("data_remarks", []):
+        click.echo(f"data: {text}")
     for item in outcome.variants.values():
         for text in dict.fromkeys(filter(None, [item.failure, *item.refusals, *(note.text for note in item.remarks)])):
             click.echo(f"{item.name}: {text}")
