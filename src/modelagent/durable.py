@@ -89,9 +89,10 @@ def make_directory(path: Path, *, mode: int = 0o750) -> None:
             point("mkdir", path)
             path.mkdir(mode)
         except FileExistsError as error:
-            raise NotADirectoryError(
-                errno.ENOTDIR, "is no directory (a link or a file was put there)", str(path)
-            ) from error
+            if not is_directory(path):  # else another thread was as quick
+                raise NotADirectoryError(
+                    errno.ENOTDIR, "is no directory (a link or a file was put there)", str(path)
+                ) from error
     sync_directory(path.parent)
 
 

@@ -120,6 +120,16 @@ def test_make_directory(tmp_path: Path) -> None:
             durable.make_directory(tmp_path / name)
 
 
+def test_two_threads_may_make_one_directory(tmp_path: Path) -> None:
+    def as_quick(operation: str, path: str) -> None:
+        if operation == "mkdir":
+            Path(path).mkdir()
+
+    with hooked(as_quick):
+        durable.make_directory(tmp_path / "new")
+    assert durable.is_directory(tmp_path / "new")
+
+
 def test_have_directory_costs_nothing_where_there_is_one_and_replaces_only_when_asked(tmp_path: Path) -> None:
     place = tmp_path / "new"
     assert [name for name, _ in points_of(lambda: durable.have_directory(place))] == ["mkdir", "fsync-dir"]
