@@ -245,6 +245,13 @@ def test_the_usual_reader(tmp_path: Path) -> None:
     assert "no health file" in Poller(reader(tmp_path / "other.json"), BOOT).poll(0.0).reason
 
 
+def test_a_reason_without_end_is_cut_and_heard_all_the_same() -> None:
+    left = {"from": B, "to": A, "reason": "x" * 100_000, "code": "crash", "confirmed": False}
+    event = events(read(record(fell_back=left), BOOT))[0]
+    assert isinstance(event, FellBack)
+    assert event.reason == "x" * 2000
+
+
 @pytest.mark.parametrize("odd", [None, 7, [[]], {"a": {}}])
 def test_what_runs_is_told_in_short_words_or_not_at_all(odd: object) -> None:
     assert running_of(None) == running_of({"running": odd}) == {}

@@ -26,6 +26,7 @@ MAX_BYTES: Final = 4 * 1024 * 1024
 _AT_ONCE: Final = 64 * 1024
 STALE_S: Final = 10.0  # ten times the interval at which inference writes
 HARD: Final = ("crash", "hang", "not-finite")  # the model file's own doing, wherever it runs
+_TEXT_MAX: Final = 2000  # characters of a reason, which State remembers; and no name is so long
 _NAME_MAX: Final = 64  # characters of a version or a digest
 _MOST: Final = 2**53  # no count grows so far, and beyond it arithmetic fails
 _HALVES: Final = re.compile("[\ud800-\udfff]")  # JSON can say half a character; UTF-8, in which we write, cannot
@@ -264,7 +265,7 @@ def _text(record: Mapping[str, Any], key: str) -> str:
     value = record.get(key)
     if not isinstance(value, str) or _HALVES.search(value):
         raise _Doubt(f"{key}: found {_show(value)}, expected a text")
-    return value
+    return value[:_TEXT_MAX]
 
 
 def _flag(record: Mapping[str, Any], key: str) -> bool:
