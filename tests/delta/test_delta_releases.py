@@ -1,5 +1,6 @@
 """From publisher to device: deltas are made, listed, signed, fetched, applied, and given up at any doubt."""
 
+import errno
 import hashlib
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from crash_points import hooked
 from delta_models import build, network, retrained
 from modelagent.errors import SourceError
 from modelagent.manifest import Manifest
@@ -228,6 +230,30 @@ def test_a_full_file_that_was_begun_is_gone_on_with(fleet: Fleet) -> None:
     (fleet.state / "incoming" / f"{offer.model_file}.part").write_bytes(MODELS["1.3.0"][:-10])
     fleet.update()
     assert fleet.delta("1.2.0") not in fleet.simulator.names
+
+
+@pytest.mark.process
+def test_a_full_file_of_which_nothing_came_leaves_nothing_beside_the_delta(fleet: Fleet) -> None:
+    offer = fleet.acquirer.check("digits", "stable").offer
+    assert offer is not None
+    (fleet.state / "incoming" / f"{offer.model_file}.part").touch()
+    fleet.update()
+    assert fleet.delta("1.2.0") in fleet.simulator.names
+
+
+def test_a_delta_that_the_disk_did_not_take_leaves_nothing_beside_the_full_file(fleet: Fleet) -> None:
+    part = f"{fleet.delta('1.2.0').removeprefix('files/')}.part"
+    broken = [True]
+
+    def break_once(operation: str, path: str) -> None:
+        if operation == "write" and path.endswith(part) and broken.pop():
+            broken.append(False)
+            raise OSError(errno.EIO, "Input/output error", path)
+
+    with hooked(break_once):
+        fleet.update()
+    assert broken == [False], "the delta was begun"
+    assert fleet.full in fleet.simulator.names
 
 
 def test_a_base_that_rotted_on_disk_is_not_built_upon(fleet: Fleet) -> None:

@@ -311,8 +311,10 @@ class Acquirer:
         if self._delta is None or not custom or self._transfer.partial(ref.sha256):
             return False
         place = self._incoming / f"{ref.sha256}.made"
+        begun: list[str] = []
 
         def fetch(sha256: str, length: int) -> Path:
+            begun.append(sha256)
             self._transfer.fetch(sha256, length, progress=lambda _: None, abandoned=abandoned)
             return self._incoming / sha256
 
@@ -326,11 +328,14 @@ class Acquirer:
                     return False
                 durable.sync_file(place)
                 durable.rename(place, self._incoming / ref.sha256)
+                self._transfer.forget(ref.sha256)  # begun, and not one byte of it came
                 return True
         except AgentError as error:
             if error.code in _NOT_NOW or (isinstance(error, SourceError) and error.code not in _NO_DELTA):
                 raise
             self._remember(error)
+            for sha256 in begun:
+                self._transfer.forget(sha256)
             return False
         finally:
             durable.unlink(place)

@@ -133,6 +133,13 @@ class Transfer:
         except OSError:
             return 0
 
+    def forget(self, key: str) -> None:
+        """Give up what has come of this file. What the disk does not let go of goes by its age."""
+        for name in (f"{key}.part", f"{key}.part.from"):
+            with contextlib.suppress(OSError):
+                if os.path.lexists(self.incoming / name):
+                    durable.remove(self.incoming / name)
+
     def _from(self, source: Source, item: Item, progress: Progress, abandoned: Abandoned) -> None:
         with (
             durable.device_errors(f"{item.name}: writing to incoming"),
