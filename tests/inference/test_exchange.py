@@ -46,6 +46,12 @@ def answer_of(parent: ParentSide) -> list[list[int]]:
     return found
 
 
+def test_a_worker_that_fills_up_the_counter_of_questions_is_not_waited_for(parent: ParentSide) -> None:
+    os.eventfd_write(parent.request_fd, 2**64 - 2)
+    assert parent.ask(5.0) is Reply.HUNG
+    assert parent.wait(5.0) is Reply.HUNG
+
+
 def test_everything_is_aligned_and_nothing_overlaps() -> None:
     areas = (*LAYOUT.inputs, *LAYOUT.outputs)
     assert [area.offset for area in areas] == [64, 128, 192]

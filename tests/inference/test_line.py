@@ -2,6 +2,7 @@
 
 import dataclasses
 import resource
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -105,6 +106,25 @@ def test_a_thread_that_ends_unexpectedly_ends_the_process_in_order(
     assert Loop(LoopOptions(tmp_path / "lock", (options(tmp_path),))).run() == 1
     assert "serve-digits ended: IndexError('a mistake')" in caplog.text
     assert threading.excepthook is hook
+
+
+def test_a_worker_that_hangs_while_its_successor_comes_keeps_no_frame_at_the_stop(tmp_path: Path) -> None:
+    """It is the one to be ended at the stop, and not the one that has been handed over."""
+    program = str(Path(__file__).parent.parent / "standin_worker.py")
+    rig = Rig(tmp_path / "rig")
+    hangs = rig.slot("digits-1.0.0.tflite", confirmed=True, change={"version": "a+bomb-5"})
+    rig.link("current", hangs)
+    rig.frames(rig.scans())
+    with rig:
+        rig.start(fps=100.0, hang_s=60.0, worker_argv=[sys.executable, program])
+        rig.wait(lambda: rig.total("done") == 4, 60.0)
+        (rig.model_dir / "current").unlink()  # nothing is to serve, and what serves hangs
+        rig.wait(lambda: rig.health()["link"] is None and rig.health()["source"]["received"] > 20, 60.0)
+        assert rig.stop(30.0) == 0
+        rows = rig.rows()
+        assert rig.health()["source"]["received"] == len(rows)
+        assert [row["outcome"] for row in rows].count("ok") == 4
+        assert len({row["frame"] for row in rows}) == len(rows)
 
 
 def test_a_line_whose_source_cannot_be_is_refused_before_anything_is_started(tmp_path: Path) -> None:

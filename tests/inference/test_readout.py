@@ -106,6 +106,22 @@ def test_unknown_wishes_are_the_releases_fault(after: dict[str, Any]) -> None:
         read(after, [])
 
 
+def test_what_is_finite_before_is_finite_after() -> None:
+    most = float(np.finfo(np.float32).max)
+    found = read({"kind": "regression", "scale": 1e30}, [[[most, -most, 0.0]]])
+    assert np.isfinite(list(found.detail["values"].values())).all()
+    after = {"kind": "anomaly", "threshold": 0.3, "score": "distance"}
+    found = read(after, [[[most] * 3]], [np.full((1, 3), -most, np.float32)])
+    assert np.isfinite(found.confidence)
+    assert found.label == "anomaly"
+
+
+def test_no_count_at_all_is_no_box() -> None:
+    after = {"kind": "detection", "boxes": 0, "classes": 1, "scores": 2, "count": 3}
+    found = read(after, [[[[0.0, 0.0, 1.0, 1.0]]], [[1.0]], [[0.9]], []], many=4)
+    assert found.detail == {"boxes": []}
+
+
 def test_a_distance_needs_equal_shapes() -> None:
     odd = replace(
         BASE,

@@ -53,6 +53,18 @@ def test_sqlite_stays_within_its_size_and_loses_the_oldest(tmp_path: Path) -> No
     assert len(names) > 300
 
 
+def test_a_database_of_a_later_version_takes_rows(tmp_path: Path) -> None:
+    path = tmp_path / "r.db"
+    sink = SqliteSink(path, max_bytes=1 << 20)
+    sink.write(rows(1))
+    sink.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("ALTER TABLE results ADD COLUMN colour TEXT")
+    sink.write(rows(1, first=1))
+    sink.close()
+    assert stored(path) == ["e-0", "e-1"]
+
+
 def test_a_damaged_database_is_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "r.db"
     path.write_bytes(b"this is no database" * 100)

@@ -308,7 +308,10 @@ class ParentSide(_Mapping):
         self._count += 1
         self._head[_POSTED] = self._count
         self.filled = self._count % self.depth
-        os.eventfd_write(self.request_fd, 1)
+        try:
+            os.eventfd_write(self.request_fd, 1)
+        except BlockingIOError:  # the worker has filled the counter up: it is not to be believed
+            self._spent = True
 
     def wait(self, timeout: float) -> Reply:
         """Take the oldest answer, waiting at most `timeout` seconds for it.

@@ -201,9 +201,9 @@ class Line:
         for frame in self.buffer.close():
             self._dropped(frame)
         if not self.server.stop(max(0.1, deadline - time.monotonic() - 1.5)):
-            worker = self.handover.active
-            if worker is not None:
-                worker.child.kill()  # a hung call: its end wakes the thread
+            for worker in (self.server.worker, self.handover.active):
+                if worker is not None:
+                    worker.child.kill()  # a hung call: its end wakes the thread
             self.server.stop(1.0)
         self.handover.close()
         if self._feeder is not None:

@@ -17,6 +17,7 @@ not know where decisions go.
 {"kind": "raw"}    decides nothing
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -179,7 +180,8 @@ class _Values:
         self._names = tuple(names)
 
     def __call__(self, outputs: Sequence[Array], _inputs: Sequence[Array]) -> Decision:
-        found = dequantise(outputs[0].reshape(-1), self._tensor)[:_MOST]
+        # In double width: a finite output times its scale is to be finite too.
+        found = dequantise(outputs[0].reshape(-1), self._tensor)[:_MOST].astype(np.float64)
         values = [float(value) for value in np.atleast_1d(found * self._scale + self._offset)]
         if not values:
             return Decision(None, "", None, {"values": {}})
@@ -203,7 +205,10 @@ class _Anomaly:
         found = dequantise(outputs[0].reshape(-1), self._tensor).astype(np.float32, copy=False)
         if self._distance == "distance":
             given = dequantise(inputs[0].reshape(-1), self._inputs[0]).astype(np.float32, copy=False)
-            score = float(np.square(found - given).mean())
+            with np.errstate(over="ignore"):
+                score = float(np.square(found - given).mean())
+            if not math.isfinite(score):
+                score = float(np.square(found.astype(np.float64) - given).mean())
         else:
             score = float(found[0]) if found.size else 0.0
         strange = score > self._threshold

@@ -138,6 +138,11 @@ class Server:
         self._buffer.ring()
         return before.worker if before is not None and before.worker is not hand.worker else None
 
+    @property
+    def worker(self) -> Worker | None:
+        """The one that frames are given to now, which may have a successor already."""
+        return self._worker
+
     def look(self) -> None:
         """Look whether the worker still lives: it may have died with no frame to tell."""
         self._buffer.ring()

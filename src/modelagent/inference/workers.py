@@ -144,7 +144,7 @@ class Worker:
         try:
             packet = self.control.recv(_PACKET)
             answer = json.loads(packet) if packet else None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return answer if isinstance(answer, dict) else None
 

@@ -4,10 +4,12 @@ This file knows the subscription. It does not know the payload's forms, nor what
 
     source = MqttSource(SourceOptions(kind="mqtt", topic="line/3/part", mqtt=settings.mqtt, client="box-17-frames"))
 
+A message larger than a frame may be ends the connection while it comes: it takes 30 MB at most.
 The subscription is QoS 1 and the session is not kept: a frame that came while nobody looked is old news. The client
 runs in the source's own thread; a broker that goes away is a broken source, which is tried again with a growing pause.
 """
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +23,8 @@ from modelagent.inference.frames import Frame, FrameSource, SourceOptions
 from modelagent.inference.frames.payload import read
 from modelagent.inputs.broker import make_client, open_connection
 
+_BUFFER: Final = 1 << 17  # bytes that the kernel holds for us: what one read gives at most
+_AROUND: Final = 1 << 16  # bytes of a packet besides the frame: its topic
 _CONNECT: Final = 10.0  # seconds until the broker has accepted us and the subscription
 
 
@@ -53,6 +57,9 @@ class MqttSource(FrameSource):
             client.on_subscribe = self._subscribed
             client.on_message = lambda _client, _data, message: self._heard(message, put)
             open_connection(client, self._mqtt)
+            sock: Any = client.socket()
+            if sock is not None:  # paho reads a hundred times before it lets us look at what is coming
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         except (OSError, ValueError) as error:
             raise self._broken(str(error)) from error
         try:
@@ -65,12 +72,24 @@ class MqttSource(FrameSource):
         deadline = time.monotonic() + _CONNECT
         while not stop.is_set():
             result = client.loop(0.5)
+            self._check_size(client)
             if self._refused:
                 raise self._broken(self._refused)
             if result != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 raise self._broken(paho.error_string(result))
             if not self._ready and time.monotonic() >= deadline:
                 raise self._broken("no answer")
+
+    def _check_size(self, client: paho.Client) -> None:
+        # MQTT 3.1.1 has no limit that a broker would keep; the part that has come is paho's own affair, if it has one.
+        packet = getattr(client, "_in_packet", None)
+        length = packet.get("remaining_length", 0) if isinstance(packet, dict) else 0
+        if length > self.options.max_bytes + _AROUND:
+            self.count("unreadable")
+            self._number += 1
+            name = f"{self.options.topic}:{self._number}"
+            self.lose(Frame(name, (), time.time(), time.monotonic()))
+            raise self._broken(f"a message of {length} bytes, at most {self.options.max_bytes} are taken")
 
     def _connected(self, client: paho.Client, _data: object, _flags: object, reason: Any, _properties: object) -> None:
         if reason.is_failure:

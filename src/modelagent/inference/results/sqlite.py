@@ -26,7 +26,11 @@ _TABLE: Final = (
     "CREATE TABLE IF NOT EXISTS results (id TEXT PRIMARY KEY, frame TEXT, wall REAL, model TEXT, digest TEXT, "
     "version TEXT, prediction INTEGER, label TEXT, confidence REAL, latency_us REAL, outcome TEXT, detail TEXT)"
 )
-_INSERT: Final = f"INSERT OR IGNORE INTO results VALUES ({','.join('?' * len(Row._fields))})"  # noqa: S608 - constants
+# By name: a later version may have added columns, and this one be in use again.
+_INSERT: Final = (
+    f"INSERT OR IGNORE INTO results ({','.join(Row._fields)}) "  # noqa: S608 - constants
+    f"VALUES ({','.join('?' * len(Row._fields))})"
+)
 _PAUSE: Final = 5.0  # seconds without trying after a failure: a dead disk must not be hammered
 _TRIM: Final = 0.1  # share of the rows that goes when the file is full
 _AGE_LOOK: Final = 60.0  # seconds between two looks for rows that are too old
