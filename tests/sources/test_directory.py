@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from modelagent.errors import SourceError, TrustError
-from modelagent.sources.directory import DirectorySource
+from modelagent.sources.directory import DirectorySource, place_of
 
 
 @pytest.fixture
@@ -77,3 +77,18 @@ def test_no_descriptor_is_left_open(source: DirectorySource) -> None:
             with pytest.raises((SourceError, TrustError)):
                 read(source, name, limit=limit)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("/media/a b?c", Path("/media/a b?c")),
+        ("file:///media/a%20b", Path("/media/a b")),
+        ("file://localhost/media", Path("/media")),
+        ("FILE:/media", Path("/media")),
+        ("https://models.example.org/x", None),
+        ("HTTP://models.example.org/x", None),
+    ],
+)
+def test_the_place_that_an_address_names(address: str, place: Path | None) -> None:
+    assert place_of(address) == place

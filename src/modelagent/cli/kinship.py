@@ -62,13 +62,13 @@ def relation(root: Path, repository: Repository) -> tuple[str, str, str]:
 
 def _follow(folder: Path, root: bytes, repository: Repository) -> None:
     from modelagent.sources import Source  # noqa: PLC0415 - heavy, and doctor is not the only user here
-    from modelagent.sources.directory import DirectorySource  # noqa: PLC0415 - the same
+    from modelagent.sources.directory import DirectorySource, place_of  # noqa: PLC0415 - the same
     from modelagent.sources.http import HttpSource  # noqa: PLC0415 - the same
     from modelagent.steps.metadata import View  # noqa: PLC0415 - the same
 
     source: Source
     with contextlib.ExitStack() as stack:
-        if repository.url.startswith(("http://", "https://")):
+        if (place := place_of(repository.url)) is None:
             cert, key = repository.client_cert, repository.client_key
             source = stack.enter_context(
                 contextlib.closing(
@@ -83,5 +83,5 @@ def _follow(folder: Path, root: bytes, repository: Repository) -> None:
                 )
             )
         else:
-            source = DirectorySource(Path(repository.url.removeprefix("file://")))
+            source = DirectorySource(place)
         View(folder, source, root, time.time()).refresh_top()

@@ -70,6 +70,10 @@ def check_url(value: str) -> str:
         raise ValueError("http://..., https://..., file:///... or an absolute path")
     if parts.scheme in {"http", "https"} and not parts.hostname:
         raise ValueError("a URL with a host name, for instance https://models.example.org/fleet")
+    if parts.scheme in {"http", "https"} and (parts.query or parts.fragment):
+        raise ValueError("a URL without ? and #: names of files are put behind it")
+    if parts.scheme == "file" and (parts.netloc not in {"", "localhost"} or not parts.path.startswith("/")):
+        raise ValueError("file:///... with the whole path of a directory on this machine")
     if parts.username or parts.password:
         raise ValueError("a URL without user and password (use client_cert and client_key)")
     return value

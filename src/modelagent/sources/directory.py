@@ -10,9 +10,18 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from modelagent.errors import SourceError
 from modelagent.sources import CHUNK, Body, bounded, endless, not_found, parts_of
+
+
+def place_of(address: str) -> Path | None:
+    """The directory that an address names, as `file:///...` or as a path; None for one on the web."""
+    parts = urlsplit(address)
+    if parts.scheme in {"http", "https"}:
+        return None
+    return Path(unquote(parts.path) if parts.scheme == "file" else address)
 
 
 class DirectorySource:

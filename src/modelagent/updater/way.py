@@ -21,7 +21,7 @@ from modelagent.manifest import Manifest
 from modelagent.sources import Source
 from modelagent.sources.allowance import Allowance, Metered
 from modelagent.sources.archive import ArchiveSource
-from modelagent.sources.directory import DirectorySource
+from modelagent.sources.directory import DirectorySource, place_of
 from modelagent.sources.http import HttpSource
 from modelagent.steps.acquire import Acquirer, check_suitable
 from modelagent.steps.delta import Rebuilder
@@ -86,8 +86,8 @@ def source_at(path: Path) -> Source:
 
 
 def _source(address: str, repository: Repository, allowance: Allowance) -> Source:
-    if not address.startswith(("http://", "https://")):
-        return DirectorySource(Path(address.removeprefix("file://")))
+    if (place := place_of(address)) is not None:
+        return DirectorySource(place)
     return Metered(
         HttpSource(
             address,
