@@ -1,10 +1,13 @@
 """The control socket: whatever arrives is answered or shown the door, and nobody waits for anybody."""
 
 import contextlib
+import errno
 import json
+import selectors
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -167,6 +170,21 @@ def test_who_does_not_read_is_shown_the_door(tmp_path: Path) -> None:
             while data := sock.recv(1 << 20):
                 received += len(data)
         assert received < 5 * 500_000
+
+
+def test_without_a_descriptor_left_the_thread_does_not_spin(
+    tmp_path: Path, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Listener(socket.socket):
+        def accept(self) -> tuple[socket.socket, object]:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    rests: list[float] = []
+    monkeypatch.setattr(time, "sleep", rests.append)
+    with selectors.DefaultSelector() as selector, Listener(socket.AF_UNIX) as listener:
+        ControlServer(tmp_path / "control.sock", desk)._accept(selector, listener)
+    assert len(rests) == 1
+    assert 0 < rests[0] < 1
 
 
 def test_a_result_without_end_is_an_answer_too(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ that leaves a line unfinished or answers unread for `patience` seconds is shown 
 """
 
 import contextlib
+import errno
 import grp
 import json
 import logging
@@ -33,6 +34,8 @@ MAX_LINE: Final = 64 * 1024  # bytes
 MAX_UNREAD: Final = 4 * 1024 * 1024  # bytes of answers that a client may leave unread
 MAX_CLIENTS: Final = 64
 _CHUNK: Final = 65536
+_USED_UP: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_BREATH_S: Final = 0.1
 _ADDRESS_MAX: Final = 107  # bytes
 _log = logging.getLogger("modelagent.control")
 
@@ -194,6 +197,8 @@ class ControlServer:
             sock, _ = listener.accept()
         except OSError as error:  # the client went away, or no descriptor is left: others go on
             _log.debug("accept: %s", error)
+            if error.errno in _USED_UP:  # it waits on, and would be found waiting again at once
+                time.sleep(_BREATH_S)
             return
         sock.setblocking(False)
         if len(self._clients) >= MAX_CLIENTS:
