@@ -174,6 +174,22 @@ def test_directories(tmp_path: Path) -> None:
     assert (status, "everybody" in detail, remedy) == ("fail", True, f"chmod o-w {found.paths.state_dir}")
 
 
+def test_a_file_system_that_is_full_or_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = made(settings(tmp_path, limits={"disk_reserve_mb": 0}))
+    real = os.statvfs(tmp_path)
+
+    def played(free: int, flag: int) -> os.statvfs_result:
+        return os.statvfs_result((real[0], real[1], real[2], free, free, *real[5:8], flag, real[9]))
+
+    monkeypatch.setattr(os, "statvfs", lambda _: played(real[4], os.ST_RDONLY))
+    status, detail, _ = doctor.check_directories(found)
+    assert (status, "read-only" in detail) == ("fail", True)
+    inference = str(found.paths.inference_dir)
+    monkeypatch.setattr(os, "statvfs", lambda path: played(0 if str(path) == inference else real[4], 0))
+    status, detail, _ = doctor.check_disk(found)
+    assert (status, detail) == ("fail", f"{inference}: full; frames go on, their results are lost")
+
+
 def test_a_socket_name_that_the_kernel_will_not_take(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 100)
     found = settings(tmp_path, paths={f"{k}_dir": str(long) for k in ("state", "inference", "run", "inference_run")})

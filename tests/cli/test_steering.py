@@ -221,9 +221,10 @@ SAID = {
 
 def test_status_shows_what_health_says_and_never_the_link(config: Path, updater: Updater) -> None:
     updater.result = {"models": {"digits": SAID}}
-    write_health(config, "digits")
+    write_health(config, "digits", results={"written": 7, "lost": 2})
     result = call(config, "status", "-m", "digits")
     assert result.exit_code == cli.OK, result.output
+    assert "7 written, 2 lost; inference's log says why" in result.stdout
     lines = result.stdout.splitlines()
     assert "device box-7" in lines[0]
     (runs,) = [line for line in lines if line.strip().startswith("runs")]

@@ -320,6 +320,23 @@ def test_a_full_disk_without_inodes_stops_no_way_back(tmp_path: Path, base: Path
         assert box.lost() == []
 
 
+def test_an_operator_who_goes_back_where_nothing_can_be_written_down_is_not_told_that_it_failed(box: Box) -> None:
+    box.until("at rest", lambda: box.status().get("phase") == "Idle")
+    history = box.paths["state_dir"] / "history.jsonl"
+    history.rename(history.with_name("aside"))
+    history.mkdir()
+    said = box.ask("rollback", "looks odd")
+    assert said["status"] == "accepted"
+    assert "not written down yet" in said["reason"]
+    box.serves("1.0.0")
+    assert "state cannot be kept" in str(box.status()["alarms"])
+    history.rmdir()
+    history.with_name("aside").rename(history)
+    box.until("kept", lambda: "state cannot be kept" not in str(box.status()["alarms"]))
+    box.until("at rest", lambda: box.status().get("phase") == "Idle")
+    assert box.lost() == []
+
+
 @contextlib.contextmanager
 def small_disk(place: Path) -> Iterator[None]:
     """What is at `place`, on a file system of 24 MB and 600 inodes of its own."""

@@ -138,6 +138,10 @@ def check_disk(settings: Settings) -> Answer:
             f"{place}: {free} MB free, and {reserve} MB are never touched (limits.disk_reserve_mb)",
             "free some space or lower the reserve; what runs goes on, a rollback works, downloads wait",
         )
+    results = _nearest(settings.paths.inference_dir)
+    left = os.statvfs(results)
+    if left.f_blocks and left.f_bavail * left.f_frsize < _MIB:
+        return "fail", f"{results}: full; frames go on, their results are lost", "free some space there"
     return "ok", f"{place}: {free} MB free, {reserve} MB of it reserved", ""
 
 
@@ -154,6 +158,12 @@ def check_directories(settings: Settings) -> Answer:
             continue
         if not stat.S_ISDIR(found.st_mode):
             return "fail", f"paths.{key}: {path} is no directory", "remove it, then run modelagent setup"
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            return (
+                "fail",
+                f"paths.{key}: {path} is on a file system that is mounted read-only",
+                "mount it read-write; see dmesg if the kernel made it read-only",
+            )
         if found.st_mode & stat.S_IWOTH:
             return "fail", f"paths.{key}: everybody may write in {path}", f"chmod o-w {path}"
         if not os.access(path, os.R_OK | os.X_OK):

@@ -34,7 +34,7 @@ from modelagent.sinks.log import escape
 QUIET_S: Final = 1.0  # no further retained status for this long: that was all
 COLUMNS: Final = ("device", "is", "model", "version", "phase", "reason", "age")
 _MAX_STATUS: Final = 256 * 1024  # bytes
-_SENT: Final = tuple(verb for verb in VERBS if verb not in (WATCH, "label", "history", "explain"))
+_SENT: Final = tuple(verb for verb in VERBS if verb not in (WATCH, "install", "label", "history", "explain"))
 Status = Mapping[str, Any]
 
 

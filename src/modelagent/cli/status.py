@@ -84,6 +84,7 @@ def _one(settings: Settings, name: str, said: Mapping[str, Any], now: float) -> 
             "refused": (health or {}).get("refused"),
             "fell_back": (health or {}).get("fell_back"),
             "source": (health or {}).get("source"),
+            "results": (health or {}).get("results"),
             "counters": ((health or {}).get("counters") or {}).get((running or {}).get("digest")),
         },
         **{key: value for key, value in said.items() if key not in {"running", "inference", "unhealthy"}},
@@ -192,6 +193,13 @@ def _facts(entry: Mapping[str, Any], now: float) -> Iterator[tuple[str, str, str
             "frames",
             f"{rate}{counters.get('done', 0)} done, {counters.get('dropped', 0)} dropped, {faults} faults",
             "",
+        )
+    results = entry["inference"]["results"] or {}
+    if results.get("lost"):
+        yield (
+            "results",
+            f"{results.get('written', 0)} written, {results['lost']} lost; inference's log says why",
+            "warning",
         )
     for key in ("refused", "fell_back"):
         told = entry["inference"][key]

@@ -1,9 +1,9 @@
 """SQLite's write-ahead log on a full disk: refused in time, where SQLite itself dies.
 
 This file knows that SQLite writes the log's index (`-shm`) through a mapping, and allocates it by one byte for each
-page of memory (sqlite.org/walformat.html, section 2). Where blocks are smaller than pages (ext4 below 512 MB, compressed
-flash) most of such a page is a hole still, and on a full disk writing into it is SIGBUS: the process dies, and dies
-again at each start. It does not know what the database holds.
+page of memory (sqlite.org/walformat.html, section 2). Where blocks are smaller than pages (ext4 below 512 MB,
+compressed flash) most of such a page is a hole still, and on a full disk writing into it is SIGBUS: the process dies,
+and dies again at each start. It does not know what the database holds.
 
     connection = open_wal(Path("results.db"), 2.0)       # sqlite3.OperationalError without room
     check_room(Path("results.db"))                       # before each write: the same

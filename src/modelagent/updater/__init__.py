@@ -429,8 +429,14 @@ class Updater:
             "settings_problem": self.problem,
             "broker": None if broker is None else asdict(broker),
             "repository": self.acquirer.describe(),
-            "models": {name: describe(self.driver.states[name]) for name in names},
+            "models": {name: self._described(name) for name in names},
         }
+
+    def _described(self, name: str) -> dict[str, Any]:
+        told = describe(self.driver.states[name])
+        if name in self.driver.unkept:
+            told["alarms"] = [*told["alarms"], f"state cannot be kept: {self.driver.unkept[name]}"]
+        return told
 
     # -- every turn --------------------------------------------------------------------------------------------
 
@@ -472,8 +478,8 @@ class Updater:
     def _retained(self) -> dict[str, Any]:
         """The retained status: small, and the same until something happens."""
         models = {}
-        for name, state in self.driver.states.items():
-            told = describe(state)
+        for name in self.driver.states:
+            told = self._described(name)
             reading = self.driver.readings.get(name)
             running = running_of(reading.document if reading else None)
             models[name] = {

@@ -115,7 +115,7 @@ class Driver:
         self.answers: dict[str, Answers] = {}
         self.readings: dict[str, Reading] = {}
         self._replies: dict[str, list[Reply]] = {}
-        self._unkept: set[str] = set()  # models whose newest state the disk has refused
+        self.unkept: dict[str, str] = {}  # models whose newest state the disk has refused, and why
         self._next_look = 0.0
         self._due: dict[str, float] = {}  # monotonic seconds of each model's next Elapsed
 
@@ -225,10 +225,10 @@ class Driver:
             gap = min(gap, _LOOK_S.get(self.states[name].phase, _LOOK_OTHERWISE_S))
         self._next_look = now.mono + gap
         durable.tidy()
-        for name in tuple(self._unkept):  # nothing may happen for hours that would write it
+        for name in tuple(self.unkept):  # nothing may happen for hours that would write it
             with contextlib.suppress(AgentError):
                 self._ports[name].journal.write(self.states[name], ())
-                self._unkept.discard(name)
+                self.unkept.pop(name, None)
 
     def _turn(self, name: str, make: EventFactory) -> None:
         """One event, and as many looks as the machine asks for."""
@@ -262,29 +262,34 @@ class Driver:
                 case effects.Persist():
                     try:
                         self._ports[name].journal.write(order.state, order.notes)
-                        self._unkept.discard(name)
+                        self.unkept.pop(name, None)
                     except AgentError as error:
                         unkept = error
-                        self._unkept.add(name)
+                        self.unkept[name] = error.message
                         _log.error("%s: state cannot be kept: %s", name, error.message)
                 case effects.Tell():
                     self._sinks.send(name, self._clock.now(), order.notes)
                 case effects.Answer():
-                    self._answer(order, unkept)
+                    # Going back is done although it cannot be written down, and must not be called undone.
+                    done = any(isinstance(other, effects.Revert) for other in orders)
+                    self._answer(order, unkept, done=done)
                 case _ if unkept is not None and not isinstance(order, effects.Revert | effects.Abandon):
                     # What could not be written down must not be done; going back alone must be, whatever the disk says.
                     self._refuse(name, order, unkept)
                 case _:
                     self._order(name, order)
 
-    def _answer(self, order: effects.Answer, unkept: AgentError | None) -> None:
+    def _answer(self, order: effects.Answer, unkept: AgentError | None, *, done: bool) -> None:
         waiting = self._replies.get(order.command)
         if not waiting:
             return
         reply = waiting.pop(0)
         if not waiting:
             del self._replies[order.command]
-        if unkept is not None:
+        if unkept is not None and done:
+            reason = f"{order.reason}; it is not written down yet: {unkept.message}"
+            reply(answer(order.command, order.status, reason))
+        elif unkept is not None:
             reply(answer(order.command, "failed", unkept.message, code=unkept.code))
         else:
             more = {"duplicate": True} if order.duplicate else {}
