@@ -481,6 +481,24 @@ def test_an_odd_mount_directory_hurts_nobody(plant: Plant, media: Path, tmp_path
     Sticks(plant.acquirer, tmp_path / "nowhere", tmp_path / "sticks.json", lambda _: None).look()
 
 
+@pytest.mark.parametrize("newest_last", [True, False])
+@pytest.mark.parametrize("online", [True, False])
+def test_of_two_sticks_the_newer_one_counts_whichever_is_asked_first(
+    plant: Plant, newest_last: bool, online: bool
+) -> None:
+    sticks = [plant.bundle()]
+    plant.clock.advance(days=1)
+    plant.simulator.release("1.1.0")
+    sticks.append(plant.bundle())
+    plant.restart(online=online)
+    for stick in reversed(sticks) if newest_last else sticks:  # what came last is asked first
+        plant.acquirer.attach(source_at(stick))
+    for _ in range(3):
+        offer = plant.acquirer.check("digits", "stable").offer
+        assert offer is not None
+        assert offer.version == "1.1.0"
+
+
 def test_a_plain_copy_of_the_repository_is_a_stick_too(plant: Plant, tmp_path: Path) -> None:
     shutil.copytree(plant.simulator.directory, tmp_path / "copy")
     assert isinstance(source_at(tmp_path / "copy"), DirectorySource)

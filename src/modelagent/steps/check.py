@@ -114,10 +114,14 @@ class Checker:
         with self._lock:
             notes = [*told, *self._prepare()]
             attached = self._mirrors.attached()
+            answers: Answers
             local: Answers = list(misnamed)
             for source in attached:
-                self._ask(source, wishes, local, notes, attached=True)
-            answers: Answers = list(misnamed)
+                answers = list(misnamed)
+                self._ask(source, wishes, answers, notes, attached=True)
+                # What is older than something seen is refused, so the later answer is the newer one.
+                local = [_better(answer, beside) for answer, beside in zip(answers, local, strict=True)]
+            answers = list(misnamed)
             others = [source for source in self._mirrors.in_turn() if source not in attached]
             for source in others:
                 if any(answer is None or _elsewhere(answer) for answer in answers):
@@ -204,22 +208,22 @@ class Checker:
             where = "its files are taken where metadata that was verified before lists them"
             notes.append(sayable(f"{source.name}: {where}"))
             state, view = "", known
+        given: dict[Wish, Checked] = {}
         for index, wish in enumerate(wishes):
             before = answers[index]
             if before is None or _elsewhere(before):
                 try:
-                    answers[index] = self._answer(view, wish)
+                    answers[index] = given[wish] = self._answer(view, wish)
                 except AgentError as error:
                     self._blame(source, error)
                     answers[index] = before if isinstance(before, TrustError) else error
         notes += expiring(view.lives(), view.now.timestamp())
-        good = {wish: answer for wish, answer in zip(wishes, answers, strict=True) if isinstance(answer, Checked)}
-        if len(good) == len(set(wishes)):
+        if len(given) == len(set(wishes)):  # what another source has said is not what this state says
             below = [life for life in view.lives() if life[0] not in {"root", "timestamp"}]
             kept = self._memo if state and state == self._memo.state else _NOTHING
             if len(kept.answers) > _REMEMBERED:
                 kept = _NOTHING
-            self._memo = _Memo(state, [*dict.fromkeys((*kept.lives, *below))], {**kept.answers, **good})
+            self._memo = _Memo(state, [*dict.fromkeys((*kept.lives, *below))], {**kept.answers, **given})
 
     def _known(self, source: Source) -> View | None:
         """What this device has verified already, with this source for the bytes of targets."""
