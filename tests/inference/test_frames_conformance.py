@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples.unix_client import ask
 
 from modelagent.inference.frames import Frame, FrameSource, SourceOptions, open_source
 from modelagent.inference.frames.http import HttpSource
 from modelagent.inference.frames.stdin import StdinSource
+from modelagent.inference.frames.unix import UnixSource
 from modelagent.inference.results import Row
 from modelagent.inputs.schema import Mqtt
 
@@ -170,6 +173,27 @@ class Http(Case):
         assert "neither" in answer["error"]
 
 
+class Unix(Case):
+    def make(self) -> FrameSource:
+        return UnixSource(SourceOptions(kind="unix", path=self.directory / "frames.sock"))
+
+    def _ask(self, body: bytes) -> dict[str, Any]:
+        source = self.source
+        assert isinstance(source, UnixSource)
+        assert source.listening.wait(PATIENCE)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(PATIENCE)
+            sock.connect(str(self.directory / "frames.sock"))
+            return ask(sock, body)
+
+    def give(self, number: int) -> None:
+        answer = self._ask(npy(number))
+        assert (answer["outcome"], answer["label"]) == ("ok", "one")
+
+    def spoil(self) -> None:
+        assert "neither" in self._ask(b"nonsense")["error"]
+
+
 class Broker(Case):
     def make(self) -> FrameSource:
         from broker_rig import Broker as Mosquitto  # noqa: PLC0415 - only where there is one
@@ -215,7 +239,7 @@ class Camera(Case):
 
 
 # Those that are sent bytes by somebody, and those that read what lies or comes there anyway.
-SENT = [Directory, Stdin, Http, pytest.param(Broker, marks=pytest.mark.broker)]
+SENT = [Directory, Stdin, Http, Unix, pytest.param(Broker, marks=pytest.mark.broker)]
 CASES = [Replay, *SENT, pytest.param(Camera, marks=pytest.mark.process)]
 
 
@@ -293,6 +317,6 @@ def test_what_nobody_can_read_is_counted_and_named(case: Case) -> None:
     case.give(2)
     case.wait(lambda: len(case.frames) == 2)
     case.end()
-    if not isinstance(case, Http):  # whose sender was told
+    if not isinstance(case, Http | Unix):  # whose sender was told
         assert len(case.lost) == 1
         assert case.lost[0].id not in {frame.id for frame in case.frames}

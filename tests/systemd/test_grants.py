@@ -35,6 +35,7 @@ def settings(**model: Any) -> Settings:
         ({"source": {"kind": "http", "shape": [8, 8, 1]}}, "inference-network.conf"),
         ({"source": {"kind": "mqtt", "topic": "line/1", "shape": [8, 8, 1]}}, "inference-network.conf"),
         ({"source": {"kind": "directory", "path": "/srv/frames"}}, "frames-directory.conf"),
+        ({"source": {"kind": "unix", "path": "/srv/line/frames.sock"}}, "frames-directory.conf"),
         ({"results": {"mqtt": True}}, "inference-network.conf"),
         ({"rules": {"alarm": {"webhook": "http://10.0.0.9/alarm"}}}, "inference-network.conf"),
         ({"samples": {"url": "https://10.0.0.9/frames"}}, "inference-network.conf"),
@@ -53,6 +54,7 @@ def test_what_needs_more_than_the_unit_grants_is_named_with_its_drop_in(model: d
 def test_replay_and_a_video_file_need_nothing() -> None:
     assert needed(settings(source={"kind": "replay", "path": "/srv/day.npz"})) == []
     assert needed(settings(source={"kind": "camera", "path": "/srv/day.mp4"})) == []
+    assert needed(settings(source={"kind": "unix", "path": "/run/modelagent-inference/frames.sock"})) == []
 
 
 def test_what_a_drop_in_grants_is_not_missing() -> None:

@@ -49,6 +49,10 @@ def needed(settings: Settings) -> list[Grant]:
             found.append(Grant("camera.conf", f"{place}: a camera", "PrivateDevices", "no"))
         if source.kind in {"http", "mqtt"} or (source.kind == "camera" and source.url):
             found.append(_network(f'{place}: kind = "{source.kind}"'))
+        own = settings.paths.inference_run_dir
+        if source.kind == "unix" and source.path is not None and not source.path.is_relative_to(own):
+            where = source.path.parent
+            found.append(Grant("frames-directory.conf", f"{place}: a socket in {where}", "ReadWritePaths", str(where)))
         if source.kind == "directory":
             found += [
                 Grant("frames-directory.conf", f"{place}: files in {path}", "ReadWritePaths", str(path))

@@ -122,6 +122,8 @@ def _source_options(settings: Settings, name: str, source: Source) -> SourceOpti
         done_dir=source.done_dir,
         listen=source.listen,
         answer_s=source.answer,
+        mode=source.mode,
+        group=source.group,
         topic=source.topic,
         stall_s=source.stall,
         mqtt=settings.mqtt if source.kind == "mqtt" else None,

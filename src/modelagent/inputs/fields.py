@@ -123,6 +123,13 @@ def check_mode(value: int) -> int:
     return value
 
 
+def check_frames_mode(value: int) -> int:
+    """Permission bits of a socket that frames come by."""
+    if value not in {0o600, 0o660, 0o666}:
+        raise ValueError("0o600, 0o660 or 0o666: ours alone, with the group, or everybody on this machine")
+    return value
+
+
 def check_id(value: str) -> str:
     """A device's name that no topic means already."""
     if value in {"all", "group"}:

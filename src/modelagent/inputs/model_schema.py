@@ -24,6 +24,7 @@ from modelagent.inputs.fields import (
     Share,
     Version,
     as_tuple,
+    check_frames_mode,
     check_url,
 )
 
@@ -31,11 +32,12 @@ from modelagent.inputs.fields import (
 class Source(Section):
     """[models.<name>.source]: where frames come from."""
 
-    kind: Literal["none", "replay", "directory", "stdin", "http", "mqtt", "camera"] = Field(
+    kind: Literal["none", "replay", "directory", "stdin", "http", "unix", "mqtt", "camera"] = Field(
         default="none", description="none: idle; the others are in docs/sources.md"
     )
     path: OptionalPath = Field(
-        default=None, description="replay: an .npz; directory: where files come; camera: a video or a device"
+        default=None,
+        description="replay: an .npz; directory: where files come; unix: the socket; camera: a video or a device",
     )
     url: str = Field(
         default="", max_length=2000, pattern=r"^((rtsps?|https?)://\S+)?$", description="camera: rtsp:// or http://"
@@ -49,7 +51,7 @@ class Source(Section):
         default="drop-oldest", description="when the queue is full: lose the oldest frame, counted, or hold the source"
     )
     shape: Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], BeforeValidator(as_tuple)] = Field(
-        default=(), description="of raw frames (stdin, http, mqtt), for instance [480, 640, 3]"
+        default=(), description="of raw frames (stdin, http, unix, mqtt), for instance [480, 640, 3]"
     )
     dtype: Literal["float32", "float16", "int8", "uint8", "int16", "int32", "int64"] = Field(
         default="float32", description="of raw frames and of numbers in JSON"
@@ -62,7 +64,13 @@ class Source(Section):
         pattern=r"^(\[[0-9a-fA-F:]+\]|[^\s:\[\]]+):\d{1,5}$",
         description="http: address and port; whoever reaches it is believed",
     )
-    answer: Duration = Field(default=30.0, gt=0, le=3600, description="http: longest time to a result")
+    answer: Duration = Field(default=30.0, gt=0, le=3600, description="http, unix: longest time to a result")
+    mode: Annotated[int, AfterValidator(check_frames_mode)] = Field(
+        default=0o660, description="unix: permission of the socket"
+    )
+    group: str = Field(
+        default="", max_length=32, pattern=r"^[^\s:]*$", description="unix: group of the socket; empty: ours"
+    )
     topic: str = Field(
         default="", max_length=512, pattern=r"^[^\x00]*$", description="mqtt: where frames are published"
     )
@@ -72,7 +80,7 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.kind in {"replay", "directory"} and self.path is None:
+        if self.kind in {"replay", "directory", "unix"} and self.path is None:
             raise ValueError(f'kind = "{self.kind}" needs path')
         if self.kind == "camera" and (self.path is None) == (not self.url):
             raise ValueError('kind = "camera" needs path or url, and not both')

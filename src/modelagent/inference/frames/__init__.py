@@ -62,6 +62,8 @@ class SourceOptions:
     done_dir: Path | None = None
     listen: str = "127.0.0.1:8970"
     answer_s: float = 30.0
+    mode: int = 0o660
+    group: str = ""
     topic: str = ""
     stall_s: float = 10.0
     mqtt: Mqtt | None = None
@@ -108,6 +110,7 @@ _SOURCES: Final = {
     "directory": "DirectorySource",
     "stdin": "StdinSource",
     "http": "HttpSource",
+    "unix": "UnixSource",
     "mqtt": "MqttSource",
     "camera": "CameraSource",
 }

@@ -56,7 +56,7 @@ _REASONS: Final = {
 }
 
 
-class _Client:
+class Client:
     """One connection: what has come, what is to go, and the frame whose result it waits for."""
 
     __slots__ = ("body", "closing", "deadline", "headers", "incoming", "outgoing", "sock", "waits", "writing")
@@ -84,39 +84,24 @@ class HttpSource(FrameSource):
 
     def __init__(self, options: SourceOptions) -> None:
         super().__init__(options)
-        host, _, port = options.listen.rpartition(":")
-        if not host or not port.isdecimal():
-            raise UsageError(
-                f"source.listen: found {options.listen!r}, allowed is address:port, for instance 127.0.0.1:8970",
-                code="config",
-            )
-        self._host, self.port = host.strip("[]"), int(port)
+        self._host, self.port = self._read_address()
         self.listening = threading.Event()
         self._number = 0
         self._put: Callable[[Frame], None] = lambda _frame: None
-        self._clients: set[_Client] = set()
-        self._waiting: dict[int, _Client] = {}
+        self._clients: set[Client] = set()
+        self._waiting: dict[int, Client] = {}
         self._answers: deque[tuple[int, Row]] = deque()
         self._signalled = False
         self._wake_fd = -1
 
     def run(self, put: Callable[[Frame], None], stop: threading.Event) -> None:
         """See FrameSource."""
-        try:
-            listener = socket.create_server(
-                (self._host, self.port), family=socket.AF_INET6 if ":" in self._host else socket.AF_INET, backlog=128
-            )
-        except OSError as error:
-            raise SourceError(
-                f"cannot listen on {self.options.listen}: {error.strerror}; free the port or correct source.listen",
-                code="source",
-            ) from error
+        listener = self._listen()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._waiting.clear()
         self._signalled = False
         with listener, selectors.DefaultSelector() as selector:
             listener.setblocking(False)
-            self.port = listener.getsockname()[1]
             selector.register(listener, selectors.EVENT_READ)
             selector.register(self._wake_fd, selectors.EVENT_READ)
             self.listening.set()
@@ -131,6 +116,29 @@ class HttpSource(FrameSource):
                 wake, self._wake_fd = self._wake_fd, -1
                 os.close(wake)
 
+    def _read_address(self) -> tuple[str, int]:
+        host, _, port = self.options.listen.rpartition(":")
+        if not host or not port.isdecimal():
+            raise UsageError(
+                f"source.listen: found {self.options.listen!r}, allowed is address:port, for instance 127.0.0.1:8970",
+                code="config",
+            )
+        return host.strip("[]"), int(port)
+
+    def _listen(self) -> socket.socket:
+        """A socket that takes connections; SourceError when there is none to be had."""
+        try:
+            listener = socket.create_server(
+                (self._host, self.port), family=socket.AF_INET6 if ":" in self._host else socket.AF_INET, backlog=128
+            )
+        except OSError as error:
+            raise SourceError(
+                f"cannot listen on {self.options.listen}: {error.strerror}; free the port or correct source.listen",
+                code="source",
+            ) from error
+        self.port = listener.getsockname()[1]
+        return listener
+
     def _serve(self, listener: socket.socket, selector: selectors.BaseSelector, stop: threading.Event) -> None:
         tick = 0.0
         while not stop.is_set():
@@ -140,7 +148,7 @@ class HttpSource(FrameSource):
                 elif key.fd == self._wake_fd:
                     self._give_answers(selector)
                 else:
-                    client: _Client = key.data
+                    client: Client = key.data
                     if events & selectors.EVENT_READ:
                         self._receive(client, selector)
                     if events & selectors.EVENT_WRITE and client in self._clients:
@@ -172,8 +180,9 @@ class HttpSource(FrameSource):
             sock.close()
             return
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client = _Client(sock, time.monotonic() + _UNFINISHED_S)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client = Client(sock, time.monotonic() + _UNFINISHED_S)
         self._clients.add(client)
         selector.register(sock, selectors.EVENT_READ, client)
         if len(self._clients) > _MAX_CLIENTS:
@@ -181,7 +190,7 @@ class HttpSource(FrameSource):
             client.closing = True
             self._say(client, selector, 503, {"error": f"more than {_MAX_CLIENTS} connections"})
 
-    def _hang_up(self, client: _Client, selector: selectors.BaseSelector) -> None:
+    def _hang_up(self, client: Client, selector: selectors.BaseSelector) -> None:
         self._clients.discard(client)
         self._waiting.pop(client.waits, None)
         with contextlib.suppress(KeyError, ValueError):
@@ -199,7 +208,7 @@ class HttpSource(FrameSource):
             else:
                 self._hang_up(client, selector)
 
-    def _receive(self, client: _Client, selector: selectors.BaseSelector) -> None:
+    def _receive(self, client: Client, selector: selectors.BaseSelector) -> None:
         try:
             chunk = client.sock.recv(_CHUNK)
         except BlockingIOError:
@@ -226,7 +235,7 @@ class HttpSource(FrameSource):
     def _held(self) -> int:
         return sum(len(client.incoming) for client in self._clients)
 
-    def _advance(self, client: _Client, selector: selectors.BaseSelector) -> None:
+    def _advance(self, client: Client, selector: selectors.BaseSelector) -> None:
         """Take requests as long as they are whole and answers are read; one at a time waits for its result."""
         while not (client.waits or client.closing or client.outgoing) and client in self._clients:
             if client.headers is None and not self._read_head(client, selector):
@@ -240,7 +249,7 @@ class HttpSource(FrameSource):
             headers, client.headers = client.headers, None
             self._take(client, selector, headers, body)
 
-    def _read_head(self, client: _Client, selector: selectors.BaseSelector) -> bool:
+    def _read_head(self, client: Client, selector: selectors.BaseSelector) -> bool:
         """Read the request's head into `client.headers`; False while it is not whole, or when it was the last."""
         end = client.incoming.find(b"\r\n\r\n", 0, _MAX_HEAD)
         if end < 0:
@@ -275,7 +284,7 @@ class HttpSource(FrameSource):
         return self._expect_body(client, selector, words[0], headers)
 
     def _expect_body(
-        self, client: _Client, selector: selectors.BaseSelector, method: str, headers: dict[str, str]
+        self, client: Client, selector: selectors.BaseSelector, method: str, headers: dict[str, str]
     ) -> bool:
         length = headers.get("content-length", "")
         if method != "POST":
@@ -294,7 +303,7 @@ class HttpSource(FrameSource):
 
     # -- frames ----------------------------------------------------------------------------------------------------
 
-    def _take(self, client: _Client, selector: selectors.BaseSelector, headers: dict[str, str], body: bytes) -> None:
+    def _take(self, client: Client, selector: selectors.BaseSelector, headers: dict[str, str], body: bytes) -> None:
         client.closing = not headers["keep"]
         try:
             payload = read(body, self.options)
@@ -304,7 +313,7 @@ class HttpSource(FrameSource):
             return
         self._number += 1
         number = self._number
-        name = f"{payload.id or headers.get('x-frame-id', '')[:200] or 'http'}:{number}"
+        name = f"{payload.id or headers.get('x-frame-id', '')[:200] or self.kind}:{number}"
         client.waits = number
         client.deadline = time.monotonic() + self.options.answer_s
         self._waiting[number] = client
@@ -334,13 +343,13 @@ class HttpSource(FrameSource):
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
-    def _refuse(self, client: _Client, selector: selectors.BaseSelector, status: int, why: str) -> None:
+    def _refuse(self, client: Client, selector: selectors.BaseSelector, status: int, why: str) -> None:
         """Answer a request that cannot be read to its end: nothing says where the next one begins."""
         self.count("refused")
         client.closing = True
         self._say(client, selector, status, {"error": why})
 
-    def _say(self, client: _Client, selector: selectors.BaseSelector, status: int, document: dict[str, Any]) -> None:
+    def _say(self, client: Client, selector: selectors.BaseSelector, status: int, document: dict[str, Any]) -> None:
         body = json.dumps(document).encode() + b"\n"
         retry = b"Retry-After: 1\r\n" if status == 503 else b""
         end = b"Connection: close\r\n" if client.closing else b""
@@ -350,7 +359,7 @@ class HttpSource(FrameSource):
         ) + body
         self._send(client, selector)
 
-    def _send(self, client: _Client, selector: selectors.BaseSelector) -> None:
+    def _send(self, client: Client, selector: selectors.BaseSelector) -> None:
         try:
             while client.outgoing:
                 del client.outgoing[: client.sock.send(client.outgoing)]
