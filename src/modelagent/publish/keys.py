@@ -34,6 +34,7 @@ from modelagent.errors import UsageError
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LONGEST: Final = 1023  # bytes of a passphrase, as OpenSSL takes them
 ROLES: Final = ("root", "targets", "release", "operations", "online")
+_NEXT: Final = ".next"
 Passphrase = Callable[[str], bytes | None]  # the key's name -> its passphrase, None where the file is in clear
 
 
@@ -92,23 +93,37 @@ class KeyRing:
         return self.directory / "root.json"
 
     def names(self) -> list[str]:
-        """The keys that are here."""
-        return sorted(path.stem for path in self.directory.glob("*.pem"))
+        """The keys that are here, without successors that do not count yet."""
+        return sorted(path.stem for path in self.directory.glob("*.pem") if not path.stem.endswith(_NEXT))
 
     def create(self, name: str) -> CryptoSigner:
         """Make and store one key, readable by its owner alone."""
         private = Ed25519PrivateKey.generate()
         # The online key stays in clear: a server must sign unattended, and can then do nothing but sign again.
-        secret = None if name == "online" else self._passphrase(name)
+        secret = None if name in ("online", f"online{_NEXT}") else self._passphrase(name)
         how: KeySerializationEncryption = BestAvailableEncryption(secret) if secret else NoEncryption()
         durable.write_atomic(self.path(name), private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how), mode=0o600)
         self._signers[name] = CryptoSigner(private)
         return self._signers[name]
 
-    def retire(self, name: str, keep_as: str) -> None:
-        """Rename a key out of use."""
-        durable.rename(self.path(name), self.path(keep_as))
+    def successors(self) -> list[str]:
+        """The keys whose replacement was begun and not ended."""
+        return sorted(path.stem.removesuffix(_NEXT) for path in self.directory.glob(f"*{_NEXT}.pem"))
+
+    def successor(self, name: str) -> CryptoSigner:
+        """The key that is to replace `name`, made where there is none: it lies beside it until it counts."""
+        pending = f"{name}{_NEXT}"
+        return self.signer(pending) if self.path(pending).exists() else self.create(pending)
+
+    def succeed(self, name: str, version: int) -> None:
+        """Put the successor in place; the old key is kept as `<name>.old-<version>`. May be repeated."""
+        while self.path(f"{name}.old-{version}").exists():
+            version += 1
+        if self.path(name).exists():
+            durable.rename(self.path(name), self.path(f"{name}.old-{version}"))
+        durable.rename(self.path(f"{name}{_NEXT}"), self.path(name))
         self._signers.pop(name, None)
+        self._signers.pop(f"{name}{_NEXT}", None)
 
     def signer(self, name: str) -> CryptoSigner:
         """The key, ready to sign.

@@ -208,6 +208,7 @@ class Ledger:
         *,
         base: Base | None = None,
         signers: Mapping[str, CryptoSigner] | None = None,
+        also: Mapping[str, CryptoSigner] | None = None,
     ) -> None:
         """Sign what changed, then the snapshot, then the timestamp, in the order that readers need.
 
@@ -215,28 +216,61 @@ class Ledger:
             changed: target roles with their new content.
             base: what to build on; by default what is published.
             signers: role -> another key than the role's own.
+            also: name of a key -> its successor, which signs beside it while both roots are in use.
+
+        Raises:
+            UsageError: `no-key`, `wrong-key`; nothing was written.
         """
         base = base or self.base()
-        hands = {role: self.keys.signer(key_of(role)) for role in changed if role not in (signers or {})}
-        hands |= signers or {}
-        online = self.keys.signer("online")  # asked for before anything is written
+        signers, also = signers or {}, also or {}
+        hands = {
+            role: [signers[role]] if role in signers else self._hands(key_of(role), also)
+            for role in (*changed, "snapshot")
+        }
+        delegators: dict[str, Metadata[Any]] = {"targets": self.load_root()}
         meta = dict(base.meta)
         for role, metadata in changed.items():
             before = meta.get(f"{role}.json")
-            version = 1 if before is None else before.version + 1
-            self.stamp(metadata, role, version)
-            data = self.write(f"{version}.{role}.json", metadata, [hands[role]])
-            meta[f"{role}.json"] = MetaFile.from_data(version, data, ["sha256"])
+            self.stamp(metadata, role, 1 if before is None else before.version + 1)
+            if role not in signers:
+                if role != "targets" and not delegators.get(role):
+                    delegators[role] = changed.get("targets") or self.load_targets("targets")
+                self.check_hands(role, hands[role], delegators[role])
+        self.check_hands("snapshot", hands["snapshot"], delegators["targets"])
+        for role, metadata in changed.items():
+            data = self.write(f"{metadata.signed.version}.{role}.json", metadata, hands[role])
+            meta[f"{role}.json"] = MetaFile.from_data(metadata.signed.version, data, ["sha256"])
         snapshot = Metadata(Snapshot(meta=meta))
         self.stamp(snapshot, "snapshot", base.snapshot + 1)
-        data = self.write(f"{base.snapshot + 1}.snapshot.json", snapshot, [online])
-        self.publish_timestamp(MetaFile.from_data(base.snapshot + 1, data, ["sha256"]), base.timestamp + 1)
+        data = self.write(f"{base.snapshot + 1}.snapshot.json", snapshot, hands["snapshot"])
+        self.publish_timestamp(
+            MetaFile.from_data(base.snapshot + 1, data, ["sha256"]), base.timestamp + 1, hands["snapshot"]
+        )
 
-    def publish_timestamp(self, snapshot: MetaFile, version: int) -> None:
+    def publish_timestamp(self, snapshot: MetaFile, version: int, hands: Sequence[CryptoSigner] | None = None) -> None:
         """Sign and write the timestamp: from here on readers see the snapshot."""
         timestamp = Metadata(Timestamp(snapshot_meta=snapshot))
         self.stamp(timestamp, "timestamp", version)
-        self.write("timestamp.json", timestamp, [self.keys.signer("online")])
+        if hands is None:
+            hands = self._hands("online", {})
+            self.check_hands("timestamp", hands, self.load_root())
+        self.write("timestamp.json", timestamp, hands)
+
+    def _hands(self, key: str, also: Mapping[str, CryptoSigner]) -> list[CryptoSigner]:
+        return [self.keys.signer(key), *([also[key]] if key in also else [])]
+
+    def check_hands(self, role: str, hands: Sequence[CryptoSigner], delegator: Metadata[Any]) -> None:
+        """Refuse a key that no longer counts: what it signed no device would take, and nothing could follow on it."""
+        wanted = delegator.signed.get_delegated_role(role)
+        counting = {signer.public_key.keyid for signer in hands} & set(wanted.keyids)
+        if len(counting) < wanted.threshold:
+            key = key_of(role)
+            raise UsageError(
+                f"{self.keys.path(key)}: {len(counting)} of {wanted.threshold} keys that {role} is signed with; this "
+                f"{key} key was replaced, or is another repository's: bring the present one (targets that several "
+                "must sign: `modelagent repo keys export targets`)",
+                code="wrong-key",
+            )
 
     def stamp(self, metadata: Metadata[Any], role: str, version: int) -> None:
         """Set version, expiry and time of issue."""
@@ -274,9 +308,39 @@ class Ledger:
                     f"{self.directory}: another publisher is at work; wait for it and run the command again",
                     code="locked",
                 ) from error
+            if self.keys.root_file.exists():
+                self._catch_up()
             yield
         finally:
             os.close(fd)
+
+    def _catch_up(self) -> None:
+        """Finish what a publisher that died while it replaced a key left: a root that readers see, a key that counts.
+
+        A root is taken as devices take it: signed by the threshold of the present one and of itself.
+        """
+        while True:
+            present = self.load_root()
+            place = self.directory / "metadata" / f"{present.signed.version + 1}.root.json"
+            if not place.exists():
+                break
+            try:
+                data = place.read_bytes()
+                following = Metadata[Root].from_bytes(data)
+                present.verify_delegate("root", following)
+                following.verify_delegate("root", following)
+            except (RepositoryError, ValueError) as error:
+                raise UsageError(
+                    f"{place}: not what the root keys signed ({error}); restore the repository from its backup",
+                    code="untrusted",
+                ) from error
+            durable.write_atomic(self.directory / "metadata" / "root.json", data, mode=0o644)
+            durable.write_atomic(self.keys.root_file, data, mode=0o644)
+        for name in self.keys.successors():
+            keyid = self.keys.successor(name).public_key.keyid
+            targets = self.load_targets("targets").signed
+            if any(keyid in role.keyids for role in (*present.signed.roles.values(), *delegated(targets).values())):
+                self.keys.succeed(name, present.signed.version)
 
 
 def delegated(targets: Targets) -> dict[str, DelegatedRole]:

@@ -392,6 +392,8 @@ class Repository:
         targets = self.ledger.load_targets("targets")
         role = model_role(model)
         if role not in delegated(targets.signed):
+            for other in self.ledger.models()[:1]:
+                self.ledger.check_hands(model_role(other), [self.keys.signer("release")], targets)
             self.ledger.delegate(targets.signed, role, "release", [f"models/{model}/*/*"])
             self.ledger.publish({"targets": targets, role: Metadata(Targets())})
 

@@ -6,7 +6,8 @@ This file knows which signatures a new key needs. It does not know when a key sh
 
 A new root is signed by the threshold of the old root *and* of the new one, so that every device can follow from the
 root it has to the newest (TUF specification 1.0, section 5.3). The old key is kept as `<name>.old-<version>.pem`
-until its owner destroys it.
+until its owner destroys it. The new one lies beside it as `<name>.next.pem` until it counts, so that a publisher may
+die anywhere: the next one finishes (`Ledger.locked`), and readers never see what they cannot verify.
 """
 
 from collections.abc import Sequence
@@ -79,10 +80,12 @@ def _rotate_top(ledger: Ledger, name: str) -> None:
     keys.signer("online")
     old = keys.signer(name).public_key
     roles = [role for role, entry in root.signed.roles.items() if entry and old.keyid in entry.keyids]
-    # Read before the root changes: afterwards the old signatures are worth nothing, as they should.
-    base = ledger.base()
     changed = {"targets": ledger.load_targets("targets")} if "targets" in roles else {}
-    new = _replace(keys, name, root.signed.version)
+    before = root.signed.version
+    new = keys.successor(name)
+    if roles != ["root"]:
+        # Signed by both before the new root is there: whichever of the two roots a reader has, it can go on.
+        ledger.publish(changed, also={name: new})
     for role in roles:
         root.signed.revoke_key(old.keyid, role)
         root.signed.add_key(new.public_key, role)
@@ -90,8 +93,7 @@ def _rotate_top(ledger: Ledger, name: str) -> None:
         hands.append(new)
     ledger.stamp(root, "root", root.signed.version + 1)
     ledger.write_root(root, hands)
-    if roles != ["root"]:
-        ledger.publish(changed, base=base)
+    keys.succeed(name, before)
 
 
 def _rotate_delegated(ledger: Ledger, name: str) -> None:
@@ -102,16 +104,13 @@ def _rotate_delegated(ledger: Ledger, name: str) -> None:
     old = keys.signer(name).public_key
     roles = delegated(targets.signed)
     contents = {role: ledger.load_targets(role) for role, entry in roles.items() if old.keyid in entry.keyids}
-    new = _replace(keys, name, targets.signed.version)
+    before = targets.signed.version
+    new = keys.successor(name)
     for role in contents:
         targets.signed.revoke_key(old.keyid, role)
         targets.signed.add_key(new.public_key, role)
-    ledger.publish({"targets": targets, **contents})
-
-
-def _replace(keys: KeyRing, name: str, version: int) -> CryptoSigner:
-    keys.retire(name, f"{name}.old-{version}")
-    return keys.create(name)
+    ledger.publish({"targets": targets, **contents}, also={name: new})
+    keys.succeed(name, before)
 
 
 def _root_signers(keys: KeyRing, root: Metadata[Root]) -> list[CryptoSigner]:
