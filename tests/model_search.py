@@ -165,7 +165,7 @@ def _check_calm(atlas: _Atlas) -> None:
     """No world from which an undisturbed device goes round in circles, or stands still where it should not."""
     good = bytearray(atlas.rests)
     for begin in range(len(atlas.label)):
-        way, at, on_it = [], begin, set[int]()
+        way, at, on_it = list[int](), begin, set[int]()
         while not good[at]:
             if at in on_it:
                 circle = way[way.index(at) :]

@@ -10,7 +10,7 @@ With this the stories of a device are many, its worlds are few, and a search com
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from device_parts import release
 from modelagent.core import effects
@@ -25,7 +25,7 @@ _CALM = Evidence()
 _HEARD = Evidence(epoch="e")
 
 
-class Fixed(dict[str, object]):
+class Fixed(dict[str, Any]):
     """A mapping that can be a part of a key."""
 
     def __hash__(self) -> int:  # type: ignore[override]
@@ -178,7 +178,8 @@ class Atelier:
 
     def _journal(self, state: State, names: _Names) -> State:
         """Ids in it mean nothing any more: whoever reads it has lost all work that could answer."""
-        links = [state.link, state.candidate and state.candidate.link, state.going and state.going.link]
+        candidate, going = state.candidate, state.going
+        links = [state.link, candidate.link if candidate else None, going.link if going else None]
         key = (id(state), *(names.link(link) for link in links))
         known = self._journals.get(key)
         if known is None:
@@ -258,7 +259,7 @@ def _event(event: Event, names: _Names) -> Event:
 def elapse(state: State, *, long: bool) -> State:
     """Time passes: back-offs end; if `long`, postponements and open tests too."""
     short = [state.timer, state.watch.timer, *(o.timer for o in state.owed)]
-    late = [p.timer for p in state.postponed.values()]
+    late: list[Timer | None] = [p.timer for p in state.postponed.values()]
     late += [part.timer for part in (state.setbacks,) if part is not None]
     late += [part.until for part in (state.aftercare,) if part is not None]
     if PENDING not in (short + late if long else short):
