@@ -53,8 +53,8 @@ def wait_until(true: Callable[[], bool]) -> None:
         pause.wait(0.01)
 
 
-def watch(tmp_path: Path, server: ControlServer, *options: str) -> list[str]:
-    """The lines that a watcher prints while three things happen, until the updater ends."""
+def watch(tmp_path: Path, server: ControlServer, count: int, *options: str) -> list[str]:
+    """The lines that a watcher prints: `count` while three things happen, and what comes when the updater ends."""
     process = subprocess.Popen(
         [sys.executable, "-m", "modelagent", "--config", str(tmp_path / "modelagent.toml"), "watch", *options],
         stdout=subprocess.PIPE,
@@ -68,6 +68,8 @@ def watch(tmp_path: Path, server: ControlServer, *options: str) -> list[str]:
         sink.send("digits", AT, [Note("activated", "1.1.0 runs", version="1.1.0")])
         sink.send("gauge", AT, [Note("drift", "the input\n\x1b[31mchanged", level="alarm")])
         sink.set_status({"models": MODELS | {"digits": {"phase": "Probation", "waiting": "on probation"}}})
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(count)]
         server.stop()
         out, error = process.communicate(timeout=20)
     finally:
@@ -76,12 +78,12 @@ def watch(tmp_path: Path, server: ControlServer, *options: str) -> list[str]:
     assert process.returncode == cli.UNREACHABLE
     if "--json" not in options:
         assert "the updater has ended" in error
-    return out.splitlines()
+    return "".join([*lines, out]).splitlines()
 
 
 @pytest.mark.process
 def test_people_get_a_line_for_each_piece_of_news(tmp_path: Path, server: ControlServer) -> None:
-    lines = [line.partition("  ")[2] for line in watch(tmp_path, server)]
+    lines = [line.partition("  ")[2] for line in watch(tmp_path, server, 5)]
     assert lines == [
         "digits is in Idle",
         "gauge is in Deferred: on hold",
@@ -93,7 +95,7 @@ def test_people_get_a_line_for_each_piece_of_news(tmp_path: Path, server: Contro
 
 @pytest.mark.process
 def test_programs_get_a_document_for_each(tmp_path: Path, server: ControlServer) -> None:
-    documents = [json.loads(line) for line in watch(tmp_path, server, "--json", "-m", "digits")]
+    documents = [json.loads(line) for line in watch(tmp_path, server, 3, "--json", "-m", "digits")]
     assert [next(iter(document)) for document in documents] == ["status", "event", "status", "error"]
     assert documents[1]["event"]["kind"] == "activated"
 
