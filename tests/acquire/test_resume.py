@@ -121,3 +121,16 @@ def test_a_lie_takes_back_only_what_the_liar_sent(tmp_path: Path) -> None:
     refusals = [bring(source, tmp_path), bring(source, tmp_path)]
     assert [refusal.code for refusal in refusals if refusal is not None] == ["cut", "endless-data"]
     assert (tmp_path / f"{DIGEST}.part").read_bytes() == CONTENT[:3000]
+
+
+def test_a_source_that_knows_no_ranges_and_then_goes_away_costs_nothing_that_is_here(tmp_path: Path) -> None:
+    bring(Flaky([("cuts", 5000, 1000)]), tmp_path)
+    part = tmp_path / f"{DIGEST}.part"
+    assert part.stat().st_size == 5000
+    for script in ([("no-range", 0, 1000), ("down", 0, 1)], [("no-range", 0, 1000), ("cuts", 300, 100)]):
+        error = bring(Flaky(script), tmp_path)
+        assert isinstance(error, SourceError)
+        assert part.stat().st_size == 5000
+    assert isinstance(bring(Flaky([("no-range", 0, 1000), ("endless", 0, 700)]), tmp_path), TrustError)
+    assert part.stat().st_size == 5000
+    assert bring(Flaky([]), tmp_path) is None

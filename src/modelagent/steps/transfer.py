@@ -145,22 +145,20 @@ class Transfer:
             durable.device_errors(f"{item.name}: writing to incoming"),
             _Partial(self.incoming / f"{item.key}.part", item) as partial,
         ):
-            for _ in range(2):
-                earlier = partial.have > 0
+            for start in dict.fromkeys((partial.have, 0)):
                 try:
-                    restarted = self._receive(source, item, partial, progress=progress, abandoned=abandoned)
+                    restarted = self._receive(source, item, partial, start, progress=progress, abandoned=abandoned)
                 except SourceError as error:
-                    if error.code != "wrong-range" or not earlier:
+                    if error.code != "wrong-range" or not start:
                         raise
                     restarted = False
                 if partial.is_right:
                     partial.finish(self.incoming / item.key)
                     return
-                if restarted or not earlier:
+                if restarted:
                     break
                 # This try built on bytes of an earlier one, and a power cut can leave zeros in a file: before
                 # anybody is called a liar, everything is fetched again from this source alone.
-                partial.rewind(0)
             found = partial.found("sha256")
             partial.rewind(0)
         other = self._recognise(found)
@@ -174,14 +172,13 @@ class Transfer:
         )
 
     def _receive(
-        self, source: Source, item: Item, partial: "_Partial", *, progress: Progress, abandoned: Abandoned
+        self, source: Source, item: Item, partial: "_Partial", start: int, *, progress: Progress, abandoned: Abandoned
     ) -> bool:
-        """Append what comes until the file is whole; whether the source began at 0 although asked to go on."""
-        start = partial.have
+        """Take what comes from `start` on until the file is whole; whether the source began at 0 all the same."""
         if start == item.length:
             return False
         name, length = item.name, item.length
-        validator = partial.validator_of(source.name)
+        validator = partial.validator_of(source.name) if start else ""
         with source.fetch(name, limit=length, offset=start, validator=validator) as body:
             if body.total is not None and body.total != length:
                 raise _page(source, name, body) or wrong_length(source, name, body.total, length)
@@ -191,22 +188,22 @@ class Transfer:
                     f"{source.name}: {name}: asked from byte {start} on, got {body.offset}", code="wrong-range"
                 )
             partial.came_from(source.name, body.validator)
-            at = body.offset
+            at, intact = body.offset, partial.have
             try:
                 for chunk in bounded(body, source=source.name, name=name, room=length - at, limit=length):
                     if abandoned():
                         raise DeviceError(f"{name}: given up on request", code="abandoned")
                     # What comes again is held against what is here: a server that begins anew and then turns out to
                     # be a liar, or is cut off sooner, must not cost what came before.
-                    start = min(start, partial.put(at, chunk))
+                    intact = min(intact, partial.put(at, chunk))
                     at += len(chunk)
                     progress(partial.have)
-                    if source.remote and self._allowance is not None and partial.have < length:
+                    if source.remote and self._allowance is not None and at < length:
                         self._allowance.check()
             except TrustError:
-                partial.rewind(start)
+                partial.rewind(intact)
                 raise
-        if partial.have < length:
+        if at < length:
             if body.offset == 0 and looks_like_page(partial.head()):
                 partial.rewind(0)
                 raise captive(source.name, name)
