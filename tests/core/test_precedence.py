@@ -19,6 +19,7 @@ from modelagent.core.state import (
     Postponed,
     State,
     Timer,
+    Watch,
     Way,
     block_reason,
     revert_target,
@@ -35,6 +36,7 @@ def state_of(cell: dict[str, bool]) -> State:
     subject = PINNED if cell["pinned"] else OFFER
     return State(
         "m",
+        watch=Watch(last_ok=1.0),
         current=RUNNING.digest,
         slots=(SlotFacts(OLD, confirmed=True), SlotFacts(RUNNING, confirmed=True)),
         withdrawn={subject.digest: "smells"} if cell["withdrawn"] else {},
@@ -70,6 +72,14 @@ def oracle(cell: dict[str, bool]) -> tuple[Release | None, str]:
 
 
 CELLS = [dict(zip(AXES, bits, strict=True)) for bits in itertools.product((False, True), repeat=len(AXES))]
+
+
+def test_what_no_check_has_shown_is_not_called_nothing() -> None:
+    empty = state_of(dict.fromkeys(AXES, False))
+    for watch in (Watch(), Watch(last_ok=1.0, error="no route")):
+        found = choose(replace(empty, watch=watch), NOW)
+        assert isinstance(found, Keep)
+        assert found.reason == "what the channel stable names is not known yet: no check of it has succeeded"
 
 
 def test_every_cell_of_the_precedence() -> None:

@@ -170,8 +170,12 @@ def test_keys_are_encrypted_where_a_passphrase_is_given(place: Path, monkeypatch
 
 
 def test_status_fails_when_a_signature_is_near_its_end(place: Path) -> None:
-    run("init", "--model", "digits", "--timestamp-days", "0")
-    assert "SOON" in run("status", code=1).stdout
+    run("init", "--model", "digits", "--timestamp-days", "0", "--snapshot-days", "0")
+    assert "OVER: sign it again" in run("status", code=1).stdout
+    settings = place / "r2" / "publisher.json"
+    run("init", "--model", "digits", "--repo", place / "r2", "--keys", place / "k2")
+    settings.write_text(settings.read_text().replace('"timestamp": 604800', '"timestamp": 60480000'))
+    assert "SOON: sign it again" in run("status", "--repo", place / "r2", "--keys", place / "k2", code=1).stdout
 
 
 @pytest.mark.process

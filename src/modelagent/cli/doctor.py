@@ -107,7 +107,7 @@ def check_clock(_settings: Settings) -> Answer:
         return (
             "fail",
             f"{shown} is before this program was made",
-            "set the clock (timedatectl set-time ...) or enable NTP; until then new releases look not yet valid",
+            "set the clock (timedatectl set-time ...) or enable NTP; till then the newest signed time is used",
         )
     # struct timex, modes = 0: only ask. 5 is TIME_ERROR, the kernel's word for "not synchronised" (adjtimex(2)).
     state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.create_string_buffer(512))

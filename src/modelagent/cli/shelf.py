@@ -9,7 +9,7 @@ This file knows how these are typed and answered. It does not know how a reposit
 
 import sys
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,8 @@ def status(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: Pa
                 begun = _begun(said["waves"])
                 lines.append(f"{model} {said['channel']} -> {names}{begun}" + (f" (withdrawn: {back})" if back else ""))
     for role, (end, soon) in expiries.items():
-        lines.append(f"{role:<20} until {end.isoformat()}{'  SOON: sign it again' if soon else ''}")
+        told = "  OVER: sign it again" if end <= datetime.now(UTC) else "  SOON: sign it again" if soon else ""
+        lines.append(f"{role:<20} until {end.isoformat()}{told}")
     document = {
         "models": {
             model: [{"version": version, "digest": digest, "number": number} for version, digest, number in found]

@@ -40,6 +40,8 @@ def choose(state: State, at: Instant) -> Want | Keep:
             return Keep(f"{why}: the repository has not shown that version yet")
     else:
         release, why = desired.offer, f"the channel {desired.channel} names it"
+        if release is None and (state.watch.error or not state.watch.last_ok):
+            return Keep(f"what the channel {desired.channel} names is not known yet: no check of it has succeeded")
         if release is None:
             return Keep(f"the channel {desired.channel} names no release")
     refusal = block_reason(state, release) or forbidden(state, release)
