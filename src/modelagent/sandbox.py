@@ -75,6 +75,7 @@ _CALLS: Final[dict[str, tuple[int | None, int | None]]] = {
     "ioprio_set": (251, 30),
     "sched_setscheduler": (144, 119),
     "sched_setattr": (314, 274),
+    "sched_setparam": (142, 118),
     "setpgid": (109, 154),
     "setsid": (112, 157),
     # channels
@@ -193,6 +194,13 @@ _OPENAT: Final = (257, 56)
 _KILL_CALL: Final = (62, 129)
 _TGKILL: Final = (234, 131)
 _PRLIMIT: Final = (302, 261)
+_SETAFFINITY: Final = (203, 122)
+_FCNTL: Final = (72, 25)
+_IOCTL: Final = (16, 29)
+# A descriptor may name any process of the same user as its owner, and any signal, SIGKILL too, for news of it: kill(2)
+# by another name. Landlock sees that from version 6 (Linux 6.12) on.
+_OWNERS: Final = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX of fcntl(2)
+_REQUESTS: Final = (0x8901, 0x8902, 0x5412)  # FIOSETOWN, SIOCSPGRP; TIOCSTI types into a terminal
 
 # (column in the tables above, AUDIT_ARCH_* of linux/audit.h, numbers of seccomp(2) and of the three Landlock calls)
 _MACHINES: Final = {
@@ -262,7 +270,7 @@ def program(machine: str, pid: int) -> bytes:
 
     Args:
         machine: `x86_64` or `aarch64`.
-        pid: the only process that signals may go to and whose limits may be changed.
+        pid: the only process that signals may go to and whose limits and processors may be changed.
 
     Raises:
         DeviceError: `sandbox` for another machine.
@@ -283,8 +291,10 @@ def program(machine: str, pid: int) -> bytes:
     for numbers, flags in ((_OPEN, 1), (_OPENAT, 2)):
         if (number := numbers[column]) is not None:
             filter_.call(number, flags, test=_JSET, values=(_WRITING,), allow=False)
-    for pair, own in ((_KILL_CALL, (pid,)), (_TGKILL, (pid,)), (_PRLIMIT, (0, pid))):
+    for pair, own in ((_KILL_CALL, (pid,)), (_TGKILL, (pid,)), (_PRLIMIT, (0, pid)), (_SETAFFINITY, (0, pid))):
         filter_.call(pair[column], 0, test=_JEQ, values=own, allow=True)
+    for pair, refused in ((_FCNTL, _OWNERS), (_IOCTL, _REQUESTS)):
+        filter_.call(pair[column], 1, test=_JEQ, values=refused, allow=False)
     filter_.answer(_ALLOW)
     return filter_.pack()
 

@@ -77,8 +77,17 @@ def test_arguments_decide_where_a_call_serves_good_and_bad(machine: str) -> None
         assert run(code, pair[column], PID, arch=arch) == ALLOW, "abort() is a signal to oneself"
         for other in (1, 0, PID + 1, 2**32 - 1):
             assert run(code, pair[column], other, arch=arch) == EPERM
-    assert run(code, sandbox._PRLIMIT[column], 0, arch=arch) == ALLOW
-    assert run(code, sandbox._PRLIMIT[column], 1, arch=arch) == EPERM
+    for pair in (sandbox._PRLIMIT, sandbox._SETAFFINITY):
+        assert run(code, pair[column], 0, arch=arch) == ALLOW
+        assert run(code, pair[column], PID, arch=arch) == ALLOW
+        assert run(code, pair[column], 1, arch=arch) == EPERM
+    for command in (1, 2, 3, 4, 1030):  # F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
+        assert run(code, sandbox._FCNTL[column], 5, command, arch=arch) == ALLOW
+    for command in (8, 10, 15):
+        assert run(code, sandbox._FCNTL[column], 5, command, arch=arch) == EPERM
+    assert run(code, sandbox._IOCTL[column], 5, 0x5421, arch=arch) == ALLOW, "FIONBIO"
+    for request in (0x8901, 0x8902, 0x5412):
+        assert run(code, sandbox._IOCTL[column], 5, request, arch=arch) == EPERM
 
 
 def test_other_tables_of_calls_are_no_way_around() -> None:
@@ -98,7 +107,8 @@ def test_the_numbers_are_those_of_the_kernels_headers(machine: str) -> None:
     found = {m[1]: int(m[2]) for m in re.finditer(r"#define __NR(?:3264)?_(\w+) (\d+)\n", text)}
     column, checked = list(ARCH).index(machine), 0
     special = {"clone": sandbox._CLONE, "openat": sandbox._OPENAT, "kill": sandbox._KILL_CALL}
-    special |= {"tgkill": sandbox._TGKILL, "prlimit64": sandbox._PRLIMIT}
+    special |= {"tgkill": sandbox._TGKILL, "prlimit64": sandbox._PRLIMIT, "sched_setaffinity": sandbox._SETAFFINITY}
+    special |= {"fcntl": sandbox._FCNTL, "ioctl": sandbox._IOCTL}
     for name, numbers in {**sandbox._CALLS, **sandbox._UNSEEN, **special}.items():
         if name in found:
             assert numbers[column] == found[name], name
@@ -107,7 +117,7 @@ def test_the_numbers_are_those_of_the_kernels_headers(machine: str) -> None:
 
 
 PROBE = r"""
-import ctypes, errno, json, os, signal, socket, sys, threading, mmap
+import ctypes, errno, fcntl, json, os, signal, socket, sys, threading, mmap
 from modelagent import sandbox
 import resource, subprocess
 inside, outside = sys.argv[1:3]
@@ -127,6 +137,9 @@ tries = {
     "spawn": lambda: subprocess.run(["/bin/true"]),
     "posix_spawn": lambda: os.posix_spawn("/bin/true", ["true"], {}),
     "kill": lambda: os.kill(parent, 0),
+    "kill by news": lambda: fcntl.fcntl(held, fcntl.F_SETOWN, parent),
+    "a signal for news": lambda: fcntl.fcntl(held, 10, signal.SIGKILL),
+    "processors of others": lambda: os.sched_setaffinity(parent, {0}),
     "limits of others": lambda: resource.prlimit(parent, resource.RLIMIT_CORE, (0, 0)),
     "write a new file": lambda: open(inside + "/new", "w"),
     "write an old file": lambda: open(inside + "/known", "r+"),
