@@ -270,12 +270,12 @@ class Plan(NamedTuple):
 
 NEWCOMERS = (((), 2), ((), 3), ((1,), 2), ((1,), 3), ((1,), 4), ((1, 2), 2), ((1, 2), 1), ((1, 2), 3))
 PLANS = {
-    "quick": Plan(("m",), (1, 2, 3, 4), (((), 2), ((1,), 3)), 1),
+    "quick": Plan(("m",), (1, 2, 3), (((), 3), ((1,), 3)), 1),
     "wide": Plan(("m",), (1, 2, 3, 4, 5), NEWCOMERS, 1, gates=("acquire", "canary", "activate")),
     "first": Plan(("m",), (1, 2, 3), (((), 3),), 2),
     "next": Plan(("m",), (1, 2, 3), (((1,), 3),), 2),
     "crash": Plan(("m",), (1, 2, 4), (((1,), 4),), 2),
-    "two": Plan(("m", "n"), (1, 2, 3), (((1,), 2), ((1,), 3)), 1),
+    "two": Plan(("m", "n"), (1, 3), (((1,), 3),), 1, verbs=((Verb.ROLLBACK, ""), (Verb.HOLD, "")), gates=()),
 }
 DEEP = ("wide", "first", "next", "crash", "two")
 

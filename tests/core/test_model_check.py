@@ -91,7 +91,7 @@ def test_a_start_that_leaves_its_phase_without_work_is_a_dead_end_that_is_found(
     table: dict[tuple[Phase, type[Event]], Cell] = dict(TABLE)
     table[Phase.CANARY, Started] = Cell(forgetful, frozenset({Phase.CANARY}))
     monkeypatch.setattr(machine, "TABLE", table)
-    found = refuted(UPDATE._replace(verbs=UPDATE.verbs[:1], gates=()))
+    found = refuted(Plan(("m",), (1, 2), (((1,), 2),), 1, verbs=UPDATE.verbs[:1], gates=()))
     assert "nothing moves any more" in found.what
     assert any("the updater is killed" in move or "the power goes" in move for move in found.story)
 
