@@ -1,6 +1,7 @@
 """A release in one step, and what happens to it afterwards: promoted, paused, verified, pruned."""
 
 import os
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -273,3 +274,30 @@ def test_python_tufs_own_client_verifies_our_repository(tmp_path: Path) -> None:
         else:
             assert form.parse(data).digest == made.digest
     assert updater.get_targetinfo("models/digits/9.9.9/manifest.json") is None
+
+
+def test_a_private_umask_makes_no_private_repository(tmp_path: Path) -> None:
+    """A CI job keeps its keys to itself, and a web server must read what it uploads all the same."""
+    before = os.umask(0o077)
+    try:
+        made = RepositorySimulator(tmp_path)
+        made.repository.release(document("1.0.0"), files("1.0.0"), channel="stable")
+        made.repository.refresh()
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
+    published = [path for part in inspection.named_files(made.repository) for path in (part, part.parent)]
+    assert len(published) > 10
+    assert [path for path in published if path.stat().st_mode & 0o044 != 0o044] == []
+    keys = made.repository.keys
+    assert {keys.path(name).stat().st_mode & 0o777 for name in keys.names()} == {0o600}
+
+
+def test_a_copy_without_its_empty_directories_can_be_published_to(tmp_path: Path) -> None:
+    """As an object store or a version control keeps a repository that holds no release yet."""
+    made = RepositorySimulator(tmp_path)
+    for part in ("files", "targets"):
+        shutil.rmtree(made.directory / part)
+    assert inspection.verify(made.repository, now=made.clock).errors == []
+    made.repository.release(document("1.0.0"), files("1.0.0"), channel="stable")
+    assert inspection.verify(made.repository, now=made.clock).errors == []

@@ -308,9 +308,10 @@ class Ledger:
                     f"{self.directory}: another publisher is at work; wait for it and run the command again",
                     code="locked",
                 ) from error
-            if self.keys.root_file.exists():
-                self._catch_up()
-            yield
+            with readable():
+                if self.keys.root_file.exists():
+                    self._catch_up()
+                yield
         finally:
             os.close(fd)
 
@@ -341,6 +342,18 @@ class Ledger:
             targets = self.load_targets("targets").signed
             if any(keyid in role.keyids for role in (*present.signed.roles.values(), *delegated(targets).values())):
                 self.keys.succeed(name, present.signed.version)
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """New files are everybody's to read, whatever the umask: a CI job that keeps its keys to itself (`umask 077`) would
+    otherwise upload metadata that no web server may open. Keys have a mode of their own.
+    """
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def delegated(targets: Targets) -> dict[str, DelegatedRole]:

@@ -26,7 +26,7 @@ from modelagent.errors import UsageError
 from modelagent.publish import channels, deltas, rotation
 from modelagent.publish.drafts import Content, complete, json_object
 from modelagent.publish.keys import ROLES, KeyRing, Passphrase, close_directory, no_passphrase
-from modelagent.publish.ledger import CHANNELS, EMPTY, SETTINGS, Ledger, Lifetimes, delegated, model_role
+from modelagent.publish.ledger import CHANNELS, EMPTY, SETTINGS, Ledger, Lifetimes, delegated, model_role, readable
 from modelagent.publish.serve import Server
 from modelagent.steps import channel as form
 from modelagent.steps.delta import Listed, listed
@@ -87,9 +87,10 @@ class Repository:
         directory.mkdir(parents=True, exist_ok=True)  # before the keys, which a second try would find in its way
         ring = KeyRing.generate(keys_dir, names, passphrase)
         close_directory(keys_dir)
-        for part in ("metadata", "targets", "files"):
-            (directory / part).mkdir(parents=True)
-        durable.write_atomic(directory / SETTINGS, (lifetimes or Lifetimes()).dump(), mode=0o644)
+        with readable():
+            for part in ("metadata", "targets", "files"):
+                (directory / part).mkdir(parents=True)
+            durable.write_atomic(directory / SETTINGS, (lifetimes or Lifetimes()).dump(), mode=0o644)
         repository = cls(directory, ring, now=now)
         with repository.ledger.locked():
             repository._found(models, names[:root_keys], root_threshold)
@@ -219,6 +220,8 @@ class Repository:
                 proof(data, files)
             if dry_run:
                 return made
+            # Object stores keep no empty directories, so a copy of a new repository has none.
+            (self.directory / "files").mkdir(exist_ok=True)
             for item in contents.values():
                 item.store(self.directory / "files")
             offers = []
