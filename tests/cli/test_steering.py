@@ -323,6 +323,20 @@ def test_a_bad_settings_file_takes_no_command_away(config: Path, updater: Update
     assert call(config, "config", "check").exit_code == cli.USAGE
 
 
+def test_without_an_updater_nobody_says_that_nothing_is_blocked(config: Path) -> None:
+    result = call(config, "block", "list")
+    assert (result.exit_code, result.stdout) == (cli.UNREACHABLE, "")
+    assert "the updater is not running" in result.stderr
+    assert "no state was written yet" in result.stderr
+
+
+def test_a_lock_that_may_not_be_taken_is_said_with_its_remedy(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("in the way")
+    result = call(config, "run", "updater")
+    assert result.exit_code == cli.FAILED
+    assert "take the updater's lock" in result.stderr
+
+
 def test_a_file_that_does_not_say_whose_it_is_is_not_taken_for_this_machines(tmp_path: Path) -> None:
     (tmp_path / "typo.toml").write_text("[[[")
     result = call(tmp_path / "typo.toml", "rollback", "--model", "digits")

@@ -165,7 +165,7 @@ class LazyGroup(click.Group):
     "--config",
     "config_file",
     envvar="MODELAGENT_CONFIG",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # the reader says what is wrong, and may know the last good one
     default=DEFAULT_CONFIG,
     show_default=True,
     show_envvar=True,

@@ -52,8 +52,12 @@ def list_(frame: Frame, model: str) -> None:
                 for b in rows
             ],
         )
-    else:
+    elif document["updater"]["answers"]:
         click.echo("nothing is blocked")
+    if not frame.json and not document["updater"]["answers"]:
+        unread = [entry["waiting"] for entry in document["models"].values() if entry.get("phase") is None]
+        told = unread[0] if unread else f"what it wrote last names {len(rows) or 'no'} blocks"
+        click.echo(f"modelagent: {document['updater']['reason']}; {told}", err=True)
     raise SystemExit(OK if document["updater"]["answers"] else UNREACHABLE)
 
 

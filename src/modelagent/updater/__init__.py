@@ -95,8 +95,9 @@ def runtime_version() -> str:
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Hold the updater's lock; raises DeviceError `locked` when another process does."""
-    durable.make_directory(path.parent)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+    with durable.device_errors("take the updater's lock"):
+        durable.make_directory(path.parent)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
