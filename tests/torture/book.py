@@ -62,8 +62,8 @@ class Book:
         return list(found.values())
 
     def left(self) -> list[str]:
-        """Plans that were not lived yet."""
-        lived = {done.key for done in self.done()}
+        """Plans that were not lived yet, or whose point did not come: the same call again tries it again."""
+        lived = {done.key for done in self.done() if done.fired or done.problems}
         return [key for key in self.planned() if key not in lived]
 
     def problems(self) -> list[str]:

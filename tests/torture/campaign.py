@@ -246,7 +246,7 @@ def counted(book: Book) -> Counts:
         "points_seen": len(points),
         "points_injected": sum(points.values()),
         "cycles": len(done),
-        "left": len(book.left()),
+        "left": len(set(book.planned()) - set(done)),
         "survived": sum(entry.fired and not entry.problems for entry in done.values()),
     }
 

@@ -159,6 +159,7 @@ def test_a_book_goes_on_where_it_stopped(tmp_path: Path) -> None:
     book.note(Done("x: 2", fired=False, problems=[]))
     book.note(Done("x: 3", fired=True, problems=["gone"]))
     assert book.problems() == ["x: 3: gone", "x: 2: not reached in any try"]
+    assert book.left() == ["x: 2"], "what was not reached is tried again"
     assert Book(path, {"commit": "b"}).planned() == [], "another commit is another book"
 
 
