@@ -267,6 +267,8 @@ class Life:
             assert not block_reason(state, here.release), f"a blocked version is active: {device.describe()}"
         assert len(store.slots) <= RULES.keep_slots + 4, f"slots pile up: {sorted(store.slots)}"
         size = len(json.dumps(str(state)))
+        kept = (state.blocks, state.seen, state.withdrawn, state.postponed, state.declined, state.alarms)
+        assert size <= 6000 + 250 * sum(len(many) for many in kept), f"the state grows by itself: {size} bytes"
         files = [p for p in self.directory.rglob("*") if p.is_file()]
         total = sum(p.stat().st_size for p in files)
         self._sizes.append((size, total))
