@@ -1,6 +1,9 @@
 """Results over MQTT: kept while the broker is away, at least once, with ids; never in the way."""
 
+import contextlib
 import json
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +13,11 @@ import pytest
 
 from broker_rig import Broker, free_port, wait_until
 from line_rig import Rig
+from modelagent.errors import SourceError
+from modelagent.inference.frames import SourceOptions
+from modelagent.inference.frames.mqtt import MqttSource
 from modelagent.inference.results import Row
+from modelagent.inference.results import courier as courier_module
 from modelagent.inference.results.courier import Courier
 from modelagent.inference.results.mqtt import MqttSink
 from modelagent.inputs.schema import Mqtt
@@ -69,6 +76,39 @@ def test_without_a_broker_results_wait_on_disk_and_nobody_waits_for_them(tmp_pat
     again = Courier(Mqtt(host="127.0.0.1", port=free_port()), "c", tmp_path / "outbox", most=100)
     assert (again.waiting, again.lost) == (100, 50)
     again.close(1.0)
+
+
+def test_a_broker_that_speaks_no_mqtt_ends_neither_courier_nor_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier_module, "_BACK_OFF", (0.01, 0.05))
+    stop, heard = threading.Event(), list[bytes]()
+
+    def serve(server: socket.socket) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError):
+                sock, _ = server.accept()
+                with sock:
+                    sock.settimeout(5.0)
+                    heard.append(sock.recv(4096))
+                    sock.sendall(b"\x20\x02\x00\x00" + b"\x30\x01\x00")  # accepted; a message of one byte
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        mqtt = Mqtt(host="127.0.0.1", port=server.getsockname()[1])
+        courier = Courier(mqtt, "c", tmp_path / "outbox")
+        try:
+            wait_until(lambda: len(heard) >= 3)
+            assert courier.problem
+            source = MqttSource(SourceOptions(kind="mqtt", topic="part", mqtt=mqtt))
+            with pytest.raises(SourceError, match="look at the broker"):
+                source.run(lambda _frame: None, threading.Event())
+        finally:
+            courier.close(2.0)
+            stop.set()
+            thread.join(15.0)
 
 
 @pytest.mark.broker

@@ -1,5 +1,6 @@
 """The directory source: which files are whole, which go, which stay."""
 
+import io
 import os
 import threading
 import time
@@ -182,6 +183,41 @@ def test_a_file_that_cannot_be_removed_is_not_taken_twice(place: Any, monkeypatc
     time.sleep(0.1)
     assert here.taken() == ["a.npy"]
     monkeypatch.undo()
+
+
+def test_a_file_from_the_future_is_whole_once_it_has_not_changed_for_a_while(
+    place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file server's clock may be ahead, and its files are only found by looking."""
+    monkeypatch.setattr(Watch, "add", lambda _self, _path: False)
+    monkeypatch.setattr(module, "_LOOK", 0.02)
+    monkeypatch.setattr(module, "_SETTLED", 1.0)
+    here: Place = place()
+    here.thread.start()
+    path = here.path / "a.npy"
+    part = io.BytesIO()
+    np.save(part, np.zeros((2, 2), np.float32))
+    for end in range(10, len(part.getvalue()), 10):
+        path.write_bytes(part.getvalue()[:end])
+        os.utime(path, (time.time() + 3600.0,) * 2)
+        time.sleep(0.03)
+    path.write_bytes(part.getvalue())
+    os.utime(path, (time.time() + 3600.0,) * 2)
+    here.wait(lambda: here.taken() == ["a.npy"])
+    assert here.source.counts == {}
+
+
+def test_a_file_from_the_future_that_was_renamed_in_is_whole(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SETTLED", 3600.0)
+    here: Place = place()
+    here.thread.start()
+
+    def heard() -> bool:
+        here.write("a.npy", age=-3600.0)
+        time.sleep(0.05)
+        return bool(here.frames)
+
+    here.wait(heard)
 
 
 def test_without_inotify_the_directory_is_looked_at(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from typing import Final
 from modelagent.errors import AgentError, DeviceError
 from modelagent.inference.line import Line
 from modelagent.inference.options import LoopOptions, ModelOptions
+from modelagent.inference.serving import SERVES
 from modelagent.inference.watch import Watch
 from modelagent.inference.workers import Loader
 from modelagent.inputs.config import load, remember
@@ -216,12 +217,15 @@ class Loop:
             os.write(self._wake_fd, b"\0")
 
     def _thread_ended(self, told: threading.ExceptHookArgs) -> None:
-        """A programmer's error ended a thread: frames would go in and nothing come out. A new process begins anew."""
+        """A programmer's error ended a thread. Without the one that serves frames go in and nothing comes out."""
         name = told.thread.name if told.thread is not None else "thread"
         value = told.exc_value or told.exc_type()
-        _log.critical("%s ended: %r; ending, to be started again", name, value, exc_info=value)
-        self._status_code, self._stop = 1, True
-        self._wake()
+        serves = name.startswith(SERVES)
+        then = "ending, to be started again" if serves else "the rest goes on"
+        _log.critical("%s ended: %r; %s", name, value, then, exc_info=value)
+        if serves:
+            self._status_code, self._stop = 1, True
+            self._wake()
 
     def _told(self, _number: int, _frame: object) -> None:
         self._stop = True

@@ -29,6 +29,7 @@ from modelagent.inference.records import Records
 from modelagent.inference.shadow import Shadow
 from modelagent.inference.workers import Worker
 
+SERVES = "serve-"  # how the thread's name begins
 _RECENT = 0.05  # weight of the newest inference in what they take lately
 _BEAT = 4.0  # seconds between two signs of life of an idle thread; the watchdog waits ten
 
@@ -122,7 +123,7 @@ class Server:
         self._trial = False
         self._waiting = False
         self._stop = False
-        self._thread = threading.Thread(target=self._run, name=f"serve-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{SERVES}{name}", daemon=True)
 
     def start(self) -> None:
         """Begin to serve what is handed over."""

@@ -77,6 +77,7 @@ class DirectorySource(FrameSource):
         self._ready: dict[Path, _Identity] = {}
         self._order: list[tuple[int, str, Path]] = []  # a heap of what is or was in `_ready`
         self._busy: dict[Path, _Identity] = {}
+        self._young: dict[Path, tuple[_Identity, float]] = {}  # from the future: since when they have been as they are
         self._stuck: dict[Path, _Identity] = {}  # could not be removed: never taken twice
         self._ended: deque[tuple[Path, bool]] = deque()
         # A pipe and not an event: inotify and the serving thread wake the same poll.
@@ -132,6 +133,8 @@ class DirectorySource(FrameSource):
     def _scan(self) -> None:
         for path in [path for path in self._stuck if not os.path.lexists(path)]:
             del self._stuck[path]
+        for path in [path for path in self._young if not os.path.lexists(path)]:
+            del self._young[path]
         try:
             with os.scandir(self._path) as entries:
                 for entry in entries:
@@ -152,9 +155,17 @@ class DirectorySource(FrameSource):
             return  # gone again
         identity = (status.st_ino, status.st_mtime_ns, status.st_size)
         regular = stat.S_ISREG(status.st_mode)  # a link may lead anywhere
+        age = time.time() - status.st_mtime
+        if settled and age < 0.0:  # a file server's clock is not ours: only our own says how long nothing has changed
+            first, since = self._young.get(path, (None, 0.0))
+            if first != identity:
+                since = time.monotonic()
+                self._young[path] = (identity, since)
+            age = time.monotonic() - since
         known = identity in {self._busy.get(path), self._stuck.get(path), self._ready.get(path)}
-        if known or not regular or 0.0 <= time.time() - status.st_mtime < settled or path in self._busy:
+        if known or not regular or (settled and age < settled) or path in self._busy:
             return
+        self._young.pop(path, None)
         self._ready[path] = identity
         heapq.heappush(self._order, (identity[1], path.name, path))
         if len(self._order) > len(self._ready) + _STALE:  # a file that is written over and over while nothing is taken

@@ -10,6 +10,7 @@ runs in the source's own thread; a broker that goes away is a broken source, whi
 """
 
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -71,7 +72,10 @@ class MqttSource(FrameSource):
     def _listen(self, client: paho.Client, stop: threading.Event) -> None:
         deadline = time.monotonic() + _CONNECT
         while not stop.is_set():
-            result = client.loop(0.5)
+            try:
+                result = client.loop(0.5)
+            except (struct.error, IndexError, UnicodeDecodeError) as error:
+                raise self._broken(f"it speaks no MQTT: {error!r}") from error
             self._check_size(client)
             if self._refused:
                 raise self._broken(self._refused)

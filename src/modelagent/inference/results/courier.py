@@ -98,10 +98,11 @@ class Courier:
             begun = time.monotonic()
             try:
                 self._connection()
-            except (OSError, ValueError) as error:
-                if str(error) != self.problem:
-                    _log.warning("broker %s: %s; results wait on disk", self._mqtt.host, error)
-                self.problem = str(error)
+            except Exception as error:  # noqa: BLE001 - paho raises anything for packets that are none
+                problem = str(error) if isinstance(error, OSError | ValueError) else f"it speaks no MQTT: {error!r}"
+                if problem != self.problem:
+                    _log.warning("broker %s: %s; results wait on disk", self._mqtt.host, problem)
+                self.problem = problem
             self.connected = False
             self._flying.clear()
             self._box.give_back()
