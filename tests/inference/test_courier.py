@@ -78,8 +78,16 @@ def test_without_a_broker_results_wait_on_disk_and_nobody_waits_for_them(tmp_pat
     again.close(1.0)
 
 
+@pytest.mark.parametrize(
+    "says",
+    [
+        b"\x20\x02\x00\x00\x30\x01\x00",  # accepted; a message of one byte
+        b"\x20\x02\x00\x01",  # another version of the protocol is wanted
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    ],
+)
 def test_a_broker_that_speaks_no_mqtt_ends_neither_courier_nor_source(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: bytes
 ) -> None:
     monkeypatch.setattr(courier_module, "_BACK_OFF", (0.01, 0.05))
     stop, heard = threading.Event(), list[bytes]()
@@ -91,7 +99,7 @@ def test_a_broker_that_speaks_no_mqtt_ends_neither_courier_nor_source(
                 with sock:
                     sock.settimeout(5.0)
                     heard.append(sock.recv(4096))
-                    sock.sendall(b"\x20\x02\x00\x00" + b"\x30\x01\x00")  # accepted; a message of one byte
+                    sock.sendall(says)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.1)

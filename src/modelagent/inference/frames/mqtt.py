@@ -10,7 +10,6 @@ runs in the source's own thread; a broker that goes away is a broken source, whi
 """
 
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -74,8 +73,8 @@ class MqttSource(FrameSource):
         while not stop.is_set():
             try:
                 result = client.loop(0.5)
-            except (struct.error, IndexError, UnicodeDecodeError) as error:
-                raise self._broken(f"it speaks no MQTT: {error!r}") from error
+            except ValueError as error:  # paho, of an answer that it cannot do anything with
+                raise self._broken(f"it speaks another MQTT: {error}") from error
             self._check_size(client)
             if self._refused:
                 raise self._broken(self._refused)
