@@ -98,6 +98,7 @@ def test_a_model_file_that_the_runtime_refuses_or_dies_of(place: Path) -> None:
         (("--canary", "{place}/nowhere"), "canary file: {place}/nowhere: found No such file or directory"),
         (("--margin", "nan"), "--margin: found nan; allowed is a finite number"),
         (("--version", "none"), "means no release at all"),
+        (("--number", "9007199254740990"), "leaves no room for later releases"),
         (("--manifest", "{place}/list.json"), "no JSON object"),
         (("--parent", "9.9"), "no such release"),
         (("--hardware", "x" * 300), "hardware"),

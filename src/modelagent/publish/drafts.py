@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tuf.api.metadata import TargetFile
 
@@ -21,6 +21,8 @@ from modelagent import durable, manifest
 from modelagent.errors import ModelError, UsageError
 from modelagent.publish import canaries, channels
 from modelagent.steps import channel as form
+
+_MOST: Final = 10**15  # a release number for dates and milliseconds alike; every later one must be higher, up to 2**53
 
 
 class Content:
@@ -90,6 +92,12 @@ def complete(
         raise UsageError(
             f"{release.model} {release.version}: release number {release.number} does not rise above {highest}; "
             "leave it out or give a higher one",
+            code="number",
+        )
+    if release.number > max(_MOST, highest + 1):
+        raise UsageError(
+            f"{release.model} {release.version}: release number {release.number} leaves no room for later releases, "
+            f"which must be higher; allowed is at most {_MOST}",
             code="number",
         )
     return manifest.dump(draft)
