@@ -1,5 +1,5 @@
 # Front door to the scripts; each of them also works alone, from a fresh clone.
-.PHONY: help demo test test-fast test-all check format bench soak torture deb clean distclean
+.PHONY: help demo test test-fast test-all check format bench soak torture model-check deb clean distclean
 .DEFAULT_GOAL := help
 python := .venv/bin/python
 
@@ -42,6 +42,12 @@ torture: ## kill, cut, fill up and fuzz at every durable point, an hour, root; S
 	@script/setup dev
 	nice -n 5 $(python) tests/torture/campaign.py --record $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
 		$(if $(ONLY),--only $(ONLY)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(TURNS),--turns)
+
+model-check: ## every world that few faults lead to, and years of a device's life, an hour; PLANS=next,... DAYS=180 SEEDS=1-4
+	@script/setup dev
+	PYTHONPATH=tests MODELAGENT_MODEL_CHECK=$(PLANS) nice -n 5 $(python) tests/model_search.py
+	PYTHONPATH=tests $(if $(DAYS),MODELAGENT_SOAK_DAYS=$(DAYS)) $(if $(SEEDS),MODELAGENT_SOAK_SEEDS=$(SEEDS)) \
+		nice -n 5 $(python) tests/device_soak.py
 
 deb: ## the Debian package, in build/; DEB="--arch arm64" for other machines
 	@script/deb $(DEB)
