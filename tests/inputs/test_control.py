@@ -246,7 +246,7 @@ def test_the_client_says_that_the_updater_is_down(tmp_path: Path) -> None:
 
 
 def test_the_client_does_not_wait_for_ever(path: Path) -> None:
-    with pytest.raises(DeviceError, match="no answer within") as refused:
+    with pytest.raises(DeviceError, match=r"no answer within .* may still do what was asked") as refused:
         ask(path, {"id": "1", "verb": "check"}, 0.05)
     assert refused.value.code == "no-answer"
 

@@ -53,7 +53,10 @@ def test_from_nothing_to_a_channel(place: Path) -> None:
         "--parent", "1.0.0", "--number", "20", "--floor", "2")  # fmt: skip
     assert "1.1.0" in run("channel", "digits", "stable", "1.1.0", "--wave", "2026-11-01T12:00Z=0.1").stdout
     assert "stable -> 1.1.0, in waves 2026-11-01T12:00:00Z=0.1" in run("status").stdout
-    run("pause", "digits", "stable")
+    assert (
+        "to go on, for all at once or with --wave: modelagent repo channel digits stable 1.1.0"
+        in run("pause", "digits", "stable").stdout
+    )
     assert "stable -> 1.1.0, paused" in run("status").stdout
     said = answer("withdraw", "digits", "1.1.0", "--reason", "wrong labels", "--instead", "1.0.0")
     assert said["channels"] == [{"channel": "stable", "version": "1.0.0"}]

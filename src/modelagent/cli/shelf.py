@@ -67,7 +67,8 @@ def pause(
     answer(
         frame,
         {"model": model, "channel": channel, "version": said.version, "paused": True},
-        f"{model} {channel}: {said.version} is paused\nnext: modelagent repo channel {model} {channel} {said.version}",
+        f"{model} {channel}: {said.version} is paused\nto go on, for all at once or with --wave: "
+        f"modelagent repo channel {model} {channel} {said.version}",
     )
 
 

@@ -376,7 +376,8 @@ def converse(path: Path, request: Mapping[str, Any], timeout: float | None) -> G
             ) from error
         except TimeoutError as error:
             raise DeviceError(
-                f"{path}: no answer within {timeout or 0:g} s; the updater may be busy: look at its log",
+                f"{path}: no answer within {timeout or 0:g} s; the updater may be busy, and may still do what was "
+                "asked: look at its log",
                 code="no-answer",
             ) from error
         except OSError as error:
