@@ -1,9 +1,9 @@
-r"""The decoder: a child process that turns a camera or a video into raw pictures on a pipe.
+"""The decoder: a child process that turns a camera or a video into raw pictures on a pipe.
 
 This file knows PyAV, and how a stream is opened, paced and thinned. It does not know models, queues or who restarts it.
 
-    MODELAGENT_PLACE=rtsp://... python -m modelagent.inference.frames.decoder \
-        '{"fps": 5.0, "loop": false, "out": 4, "parent": 4711, "timeout_s": 10.0}'
+    export MODELAGENT_PLACE=rtsp://...
+    python -m modelagent.inference.frames.decoder '{"fps": 5.0, "loop": false, "out": 4, "parent": 4711, "timeout_s": 10}'
 
 On the pipe: for each picture 16 bytes, little-endian {u32 height, u32 width, u32 channels, u32 0}, then its bytes, red
 first. The reader takes them as fast as they come; what is older than the newest is its business. A file is played at
