@@ -360,5 +360,9 @@ def _write_all(fd: int, path: Path, data: bytes) -> None:
     if view:
         point("write", path)
     while view:
-        written = os.write(fd, view)
+        try:
+            written = os.write(fd, view)
+        except OSError as error:
+            error.filename = str(path.parent)  # the kernel knows no name here, and a person wants the place
+            raise
         view = view[written:]

@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from scipy.stats import binomtest
 
 import tiny_models
-from modelagent.build import chains, evaluate, evidence, graph, pipeline, plans, scoring
+from modelagent.build import chains, evaluate, evidence, graph, pipeline, plans, scoring, trial
 from modelagent.build.data import Samples
 from modelagent.build.evaluate import FailedError
 from modelagent.build.graph import Constant, Inside
@@ -244,6 +245,41 @@ def test_a_tflite_file_is_measured_and_chosen_without_tensorflow(tmp_path: Path)
     assert page.fetched == []
     again = pipeline.build(plan(tmp_path), out)
     assert again.variants["float32"].reproduced == "the same bytes as the build before"
+
+
+def test_a_source_or_data_that_do_not_fit_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    for content in (FLOAT.read_bytes()[:3000], b"TFL3TFL3" + bytes(9)):
+        (tmp_path / "cut.tflite").write_bytes(content)
+        with pytest.raises(UsageError, match=r"cut\.tflite: found a damaged \.tflite file") as caught:
+            pipeline.build(plan(tmp_path, tmp_path / "cut.tflite"), tmp_path / "out")
+        assert caught.value.code == "source"
+    made = plan(tmp_path)
+    with np.load(tmp_path / "data.npz") as archive:
+        flat = archive["input_0"].reshape(len(archive["labels"]), -1)
+        np.savez(tmp_path / "flat.npz", input_0=flat, labels=archive["labels"])
+    with pytest.raises(UsageError, match=r"flat\.npz.*takes .*\[1, 8, 8, 1\].* holds input_0 \[1, 64\]") as caught:
+        pipeline.build(replace(made, data=str(tmp_path / "flat.npz")), tmp_path / "out")
+    assert caught.value.code == "data"
+
+
+@pytest.mark.process
+def test_what_an_earlier_build_left_half_written_is_written_anew(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pipeline.build(plan(tmp_path), out)
+    file = out / "variants" / "float32.tflite"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert pipeline.build(plan(tmp_path), out).variants["float32"].reproduced == ""
+    assert file.read_bytes() == whole
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_more_than_ten_inputs_keep_their_order(tmp_path: Path) -> None:
+    """What goes to the measuring child as files: by number, not by the letters of their names."""
+    for index in range(12):
+        np.save(tmp_path / f"input_{index}.npy", np.full((3, 1), index, np.float32))
+    found = [float(array[0, 0]) for array in trial.inputs_of(tmp_path)]
+    assert found == list(range(12))
 
 
 @pytest.mark.process

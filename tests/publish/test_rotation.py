@@ -90,6 +90,32 @@ def test_no_room_while_a_key_is_replaced_loses_no_key(
     assert checked(simulator, repository, tmp_path / "state") == "1.0.0"
 
 
+def test_an_init_that_died_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", unsynced)
+
+    def init(place: Path) -> Repository:
+        return Repository.init(place / "repository", place / "keys", ["digits"])
+
+    points = crash_points.points_of(lambda: init(tmp_path / "count"))
+    said: set[tuple[str, bool]] = set()
+    for count in range(0, len(points), 3):
+        place = tmp_path / str(count)
+        assert crash_points.killed_at(count, lambda: init(place))  # noqa: B023 - runs within the turn
+        try:
+            init(place)
+        except UsageError as error:
+            said.add((error.code, "remove" in error.message))
+    assert said - {("exists", False)} == {("key-exists", True), ("unfinished", True)}
+
+
+def test_settings_that_cannot_be_read_are_not_taken_for_none(simulator: RepositorySimulator) -> None:
+    settings = simulator.directory / "publisher.json"
+    for content in (b"", b"[1]", b'{"schema": 1, "lifetimes": {"timestamp": "long"}}'):
+        settings.write_bytes(content)
+        with pytest.raises(UsageError, match=r"publisher\.json.*backup"):
+            Repository(simulator.directory, simulator.repository.keys)
+
+
 @pytest.mark.parametrize(
     ("name", "act"),
     [

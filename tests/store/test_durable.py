@@ -30,6 +30,17 @@ def test_write_atomic_leaves_no_temporary_file_after_an_error(tmp_path: Path) ->
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_named_by_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, data: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        durable.write_atomic(tmp_path / "file", b"new")
+    assert caught.value.filename == str(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_links_keep_their_identity_through_the_swap_and_never_repeat(tmp_path: Path) -> None:
     prepared, link = tmp_path / ".next", tmp_path / "current"
     seen = set()

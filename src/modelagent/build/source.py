@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from modelagent.build import data, toolbox
+from modelagent.build import data, graph, toolbox
 from modelagent.build.data import Samples
 from modelagent.errors import UsageError
 
@@ -65,6 +65,10 @@ def load(text: str, train: Samples, *, seed: int) -> Source:
     if path.suffix in KERAS:
         return Source(text, digest, network=read_keras(path))
     if content[4:8] == b"TFL3":
+        try:
+            graph.inspect(content)
+        except UsageError as error:
+            raise _bad(text, f"a damaged .tflite file of {len(content)} bytes") from error
         return Source(text, digest, tflite=content)
     raise _bad(text, f"a file of {len(content)} bytes that is none of these")
 

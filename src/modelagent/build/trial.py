@@ -34,9 +34,7 @@ def main(argument: Mapping[str, Any]) -> dict[str, Any]:
     begun = time.perf_counter()
     model = adapter.load(Path(argument["model"]), threads=int(argument["threads"]))
     load_ms = (time.perf_counter() - begun) * 1e3
-    # By number: in the order of the letters, input_10 would come before input_2.
-    files = [folder / f"input_{index}.npy" for index in range(len(list(folder.glob("input_*.npy"))))]
-    inputs = [np.load(file, mmap_mode="r") for file in files]
+    inputs = inputs_of(folder)
     count = int(argument.get("count") or len(inputs[0]))
     frames = [_frame(model, inputs, index) for index in range(min(count, 8))]
     for _ in range(_WARM):
@@ -80,6 +78,12 @@ def main(argument: Mapping[str, Any]) -> dict[str, Any]:
             result["ratios"].append(_block(model, frames) / base)
         reference.close()
     return result
+
+
+def inputs_of(folder: Path) -> list[npt.NDArray[Any]]:
+    """The arrays `input_0.npy`, `input_1.npy`, ... of a folder, by number: the letters would put 10 before 2."""
+    files = [folder / f"input_{index}.npy" for index in range(len(list(folder.glob("input_*.npy"))))]
+    return [np.load(file, mmap_mode="r") for file in files]
 
 
 def _block(model: Any, frames: list[list[npt.NDArray[Any]]]) -> float:

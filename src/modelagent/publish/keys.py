@@ -76,7 +76,8 @@ class KeyRing:
             if ring.path(name).exists():
                 raise UsageError(
                     f"{ring.path(name)}: a key is here already and is never overwritten; name another directory, "
-                    f"or rotate it with `modelagent repo keys rotate {name}`",
+                    f"or rotate it with `modelagent repo keys rotate {name}`"
+                    + ("" if ring.root_file.exists() else "; if `repo init` did not end here, remove it and try again"),
                     code="key-exists",
                 )
         for name in names:

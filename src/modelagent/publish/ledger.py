@@ -107,9 +107,17 @@ class Ledger:
         self.now = now
         try:
             self.lifetimes = Lifetimes.load((directory / SETTINGS).read_bytes())
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(
-                f"{directory}: no repository is here; make one with `modelagent repo init`", code="no-repository"
+                f"{directory}: no repository is here; make one with `modelagent repo init`, or name its place with "
+                "--repo",
+                code="no-repository",
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"{directory / SETTINGS}: no readable settings of a repository ({error}); restore the file from its "
+                "backup",
+                code="no-repository",
             ) from error
 
     # --- reading -----------------------------------------------------------------------------------------------
@@ -346,8 +354,9 @@ class Ledger:
 
 @contextlib.contextmanager
 def readable() -> Iterator[None]:
-    """New files are everybody's to read, whatever the umask: a CI job that keeps its keys to itself (`umask 077`) would
-    otherwise upload metadata that no web server may open. Keys have a mode of their own.
+    """Let new files be everybody's to read, whatever the umask; keys have a mode of their own.
+
+    A CI job that keeps its keys to itself (`umask 077`) would otherwise upload metadata that no web server may open.
     """
     before = os.umask(0o022)
     try:

@@ -82,6 +82,13 @@ class Repository:
                 code="threshold",
             )
         if (directory / SETTINGS).exists() or (directory / "metadata").exists():
+            if not (directory / "metadata" / "timestamp.json").exists():
+                raise UsageError(
+                    f"{directory}: an unfinished repository is here, which nobody can have read (it has no "
+                    f"timestamp.json); remove {directory} and the keys in {keys_dir} that were made for it, and run "
+                    "the command again",
+                    code="unfinished",
+                )
             raise UsageError(f"{directory}: a repository is here already; name another directory", code="exists")
         names = ["root", *(f"root-{index}" for index in range(2, root_keys + 1)), *ROLES[1:]]
         directory.mkdir(parents=True, exist_ok=True)  # before the keys, which a second try would find in its way
