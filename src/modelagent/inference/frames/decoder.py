@@ -3,7 +3,7 @@
 This file knows PyAV, and how a stream is opened, paced and thinned. It does not know models, queues or who restarts it.
 
     export MODELAGENT_PLACE=rtsp://...
-    python -m modelagent.inference.frames.decoder '{"fps": 5.0, "loop": false, "out": 4, "parent": 4711, "timeout_s": 10}'
+    python -m modelagent.inference.frames.decoder '{"fps": 5, "loop": false, "out": 4, "parent": 47, "timeout_s": 9}'
 
 On the pipe: for each picture 16 bytes, little-endian {u32 height, u32 width, u32 channels, u32 0}, then its bytes, red
 first. The reader takes them as fast as they come; what is older than the newest is its business. A file is played at
