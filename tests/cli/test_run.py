@@ -166,6 +166,9 @@ def test_a_bad_edit_after_a_good_start_keeps_the_last_good_settings(box: Path) -
         try:
             wait_for((box / "run" / "control.sock").exists)
             wait_for(lambda: said.read_text().count("going on with the last good ones") == 2)
+            wait_for(lambda: "nonsense" in json.loads(ask(box, "status", "--json").stdout).get("settings_problem", ""))
+            config.write_text(good)
+            wait_for(lambda: json.loads(ask(box, "status", "--json").stdout).get("settings_problem") == "")
         finally:
             os.kill(process.pid, signal.SIGTERM)
             process.wait(20)

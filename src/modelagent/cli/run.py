@@ -78,7 +78,7 @@ def _run(role: str, config: Path) -> int:
     if role == "updater":
         from modelagent.updater import run as run_updater  # noqa: PLC0415 - each process imports its own alone
 
-        return run_updater(settings)
+        return run_updater(settings, loaded.problem)
     if role == "metrics":
         from modelagent.metrics import run as run_metrics  # noqa: PLC0415 - the same
 

@@ -73,6 +73,7 @@ class Edits(FileSystemEventHandler):
         on_good: Callable[[Settings], None],
         on_bad: Callable[[str], None],
         quiet: float = QUIET_S,
+        problem: str = "",
     ) -> None:
         """`settings` are those in force. The callbacks are called from this object's thread, one at a time.
 
@@ -85,7 +86,7 @@ class Edits(FileSystemEventHandler):
         self._on_good = on_good
         self._on_bad = on_bad
         self._quiet = quiet
-        self._problem = ""
+        self._problem = problem  # known already: told once, and undone by the next good file
         self._notices = threading.Condition()
         self._first = self._last = 0.0  # of the notices not looked at yet; 0: there are none
         self._now = False

@@ -113,10 +113,13 @@ def lock(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def run(settings: Settings) -> int:
-    """Run until SIGTERM or SIGINT. Returns the exit code; raises DeviceError when the lock is taken."""
+def run(settings: Settings, problem: str = "") -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit code; raises DeviceError when the lock is taken.
+
+    `problem`: what is wrong with the file, where these are the last good settings.
+    """
     with lock(settings.paths.lock):
-        return Updater(settings).run()
+        return Updater(settings).run(problem)
 
 
 def rollback_offline(settings: Settings, model: str) -> str:
@@ -236,8 +239,10 @@ class Updater:
         self._drop_due = 0.0
         self._edits: Edits | None = None
 
-    def run(self) -> int:
-        """Serve until a signal comes."""
+    def run(self, problem: str = "") -> int:
+        """Serve until a signal comes. `problem`: what is wrong with the file that these settings stand in for."""
+        if problem:  # the log has it already
+            self.problem = f"refused, the last good settings stay: {problem}"
         threading.excepthook = _end_process
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
@@ -261,6 +266,7 @@ class Updater:
                     emit=self._wish,
                     on_good=self._settings_changed,
                     on_bad=self._settings_refused,
+                    problem=problem,
                 )
                 stack.enter_context(self._edits)
             stack.callback(self.driver.hands.stop)
