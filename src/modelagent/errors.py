@@ -12,7 +12,10 @@ Every message names the input, the place and what to do about it.
 """
 
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, Final
+
+# What reading a small document of our own may raise once its bytes are no longer those that were written.
+UNREADABLE: Final = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class Remedy(Enum):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from modelagent.errors import UNREADABLE
 from modelagent.inference.links import Slot
 from modelagent.inference.workers import Worker
 
@@ -54,7 +55,7 @@ def expected_kb(slot: Slot, present: Worker | None) -> int:
         measured = document["peak_kb"] if document["schema"] == 1 else None
         if isinstance(measured, int) and not isinstance(measured, bool) and measured > 0:
             return measured
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except UNREADABLE:
         pass  # missing or broken: estimated
     length = slot.manifest.model_file.length
     if present is None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelagent.durable import LinkId, write_atomic
+from modelagent.errors import UNREADABLE
 from modelagent.inference.links import Target
 
 _log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class Starts:
                 self.left = Left(str(left["digest"]), link, str(left["reason"]), str(left["code"]))
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except UNREADABLE as error:
             _log.warning("%s: not readable (%s); counting starts anew", self._path, error)
 
     def _write(self) -> None:

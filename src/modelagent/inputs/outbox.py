@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Final
 
 from modelagent import durable
+from modelagent.errors import UNREADABLE
 from modelagent.inputs.sealed import seal, unseal
 
 SEGMENT: Final = 64 * 1024  # bytes after which a new segment begins
@@ -237,7 +238,7 @@ class Outbox:
             document = json.loads(lines[0])
             self._dropped = int(document["dropped"])
             return int(document["oldest"]), {int(number) for number in document["above"]}
-        except (OSError, ValueError, LookupError, TypeError):
+        except UNREADABLE:
             return 1, set()  # none, or half of one: then everything there is is sent again
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from modelagent import durable
 from modelagent.core.events import Instant
-from modelagent.errors import DeviceError
+from modelagent.errors import UNREADABLE, DeviceError
 from modelagent.sources import Body, Source
 
 DAY: Final = 86400.0
@@ -163,7 +163,7 @@ class Allowance:
             seen = Instant(float(kept["wall"]), float(kept["mono"]), str(kept["boot_id"]))
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError):
+        except UNREADABLE:
             # Unreadable: as if the whole budget were gone. A torn file must not be a way around the limit.
             self._spent, self._passed = self._per_day, 0.0
             return

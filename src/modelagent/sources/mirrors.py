@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from modelagent import durable
+from modelagent.errors import UNREADABLE
 from modelagent.sources import Source
 
 ASIDE_S: Final = 7 * 86400.0  # how long one bad answer is remembered
@@ -44,7 +45,7 @@ class Mirrors:
         self._guard = threading.Lock()
         self._blamed: dict[str, tuple[float, str]] = {}
         if path is not None:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            with contextlib.suppress(*UNREADABLE):
                 kept: Any = json.loads(path.read_bytes())["aside"]
                 self._blamed = {str(name): (float(at), str(code)) for name, (at, code) in kept.items()}
 

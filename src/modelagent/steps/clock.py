@@ -22,6 +22,7 @@ from tuf.api.metadata import Root
 
 from modelagent import durable
 from modelagent.core.clock import Judged, Trust, judge
+from modelagent.errors import UNREADABLE
 
 BUILT: Final = datetime(2026, 1, 1, tzinfo=UTC).timestamp()  # no device runs this agent before that day
 _TIME_ERROR: Final = 5  # adjtimex(2): the clock is not synchronised
@@ -63,7 +64,7 @@ class FloorClock:
         self._built = built
         self._signed: dict[str, tuple[float, list[str]]] = {}
         if path is not None:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            with contextlib.suppress(*UNREADABLE):
                 kept: Any = json.loads(path.read_bytes())["signed"]
                 self._signed = {str(who): (float(at), [str(key) for key in keys]) for who, (at, keys) in kept.items()}
         self.last = self.judge(None)

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from modelagent import durable
-from modelagent.errors import AgentError, DeviceError, SourceError, TrustError
+from modelagent.errors import UNREADABLE, AgentError, DeviceError, SourceError, TrustError
 from modelagent.sources import CHUNK, Body, Source, bounded, captive, looks_like_page
 from modelagent.sources.allowance import Allowance
 from modelagent.sources.mirrors import Mirrors
@@ -346,7 +346,7 @@ class _Partial:
             self.have += len(chunk)
 
     def _read_origin(self) -> tuple[str, str]:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(*UNREADABLE):
             if not self._origin_path.is_symlink() and self._origin_path.stat().st_size < CHUNK:
                 kept: Any = json.loads(self._origin_path.read_bytes())
                 return str(kept["source"]), str(kept["validator"])

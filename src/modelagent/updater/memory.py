@@ -18,7 +18,7 @@ from typing import Final
 
 from modelagent.core.events import Instant
 from modelagent.durable import device_errors, have_directory, write_atomic
-from modelagent.errors import DeviceError
+from modelagent.errors import UNREADABLE, DeviceError
 from modelagent.policies import Memory, Past
 
 SCHEMA: Final = 1
@@ -45,7 +45,7 @@ class Remembered:
             memory = {str(key): _past(value) for key, value in document["memory"].items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except UNREADABLE as error:
             _log.warning("%s: cannot be read (%s): policies begin anew", self._path, error)
             return {}
         self._kept = _worth(memory)

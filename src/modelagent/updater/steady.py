@@ -25,6 +25,7 @@ from typing import Any, Final, Protocol
 from modelagent.core.events import Runs
 from modelagent.core.verdicts import SteadyVerdict
 from modelagent.durable import have_directory, write_atomic
+from modelagent.errors import UNREADABLE
 from modelagent.judges.drift import BernoulliChart, Chart, freeze, threshold_for
 from modelagent.judges.metrics import wilson
 
@@ -101,7 +102,7 @@ class Steady:
         self._drift: float | None = None
         self._drop: float | None = None
         self._loud = False  # an alarm is on
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(*UNREADABLE):
             self._memory = _Memory(**json.loads(path.read_bytes()))
 
     @property

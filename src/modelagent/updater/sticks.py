@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from modelagent import durable
-from modelagent.errors import AgentError, DeviceError, UsageError
+from modelagent.errors import UNREADABLE, AgentError, DeviceError, UsageError
 from modelagent.steps.acquire import Acquirer
 from modelagent.updater.way import source_at
 
@@ -57,7 +57,7 @@ class Sticks:
         self._guard = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        with contextlib.suppress(*UNREADABLE):
             kept: Any = json.loads(path.read_bytes())["paths"]
             self._byhand = [Path(str(item)) for item in kept]
 
