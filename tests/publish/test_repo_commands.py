@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from modelagent.cli import main
+from modelagent.publish.keys import KeyRing
+from modelagent.publish.repository import Repository
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 MODEL = DIGITS / "models" / "digits-1.0.0.tflite"
@@ -171,6 +174,23 @@ def test_keys_are_encrypted_where_a_passphrase_is_given(place: Path, monkeypatch
     monkeypatch.delenv("MODELAGENT_PASSPHRASE")
     assert answer("channel", "digits", "stable", "none", code=2)["code"] == "passphrase"
     run("refresh")
+
+
+def test_who_publishes_under_a_signature_that_is_over_hears_of_it(place: Path) -> None:
+    run("init", "--model", "digits")
+    assert "warning" not in run("channel", "digits", "stable", "none").stderr
+    repository = Repository(place / "repo", KeyRing(place / "keys"))
+    root = repository.ledger.load_root()
+    root.signed.version += 1
+    root.signed.expires = datetime(2020, 1, 1, tzinfo=UTC)
+    repository.ledger.write_root(root, [repository.keys.signer("root")])
+    for words in (("channel", "digits", "stable", "none"), ("refresh",)):
+        said = run(*words, "--json")
+        assert "the signature of root is over" in said.stderr
+        assert "renew" in said.stderr
+        json.loads(said.stdout)
+    run("renew", "root")
+    assert "warning" not in run("refresh").stderr
 
 
 def test_status_fails_when_a_signature_is_near_its_end(place: Path) -> None:

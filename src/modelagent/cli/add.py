@@ -15,7 +15,7 @@ from typing import Any, Final
 import click
 
 from modelagent.cli import EXIT_CODES, Frame
-from modelagent.cli.repo import answer, deltas_option, deltas_told, open_repository, places
+from modelagent.cli.repo import answer, deltas_option, deltas_told, open_repository, places, warn_of_ended
 from modelagent.errors import UsageError
 from modelagent.manifest import ERRORS, METRICS
 from modelagent.publish import canaries, contract
@@ -106,6 +106,7 @@ def add(
         # A file whose tensors were stated may be one that the runtime here cannot load.
         proof=contract.prove_words if document["card"].get("runtime") is None else contract.prove,
     )
+    warn_of_ended(repository)
     deltas, lines = deltas_told(repository, release.model, release.version, release.model_file.length)
     answer(
         frame,

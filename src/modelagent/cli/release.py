@@ -28,7 +28,7 @@ from modelagent.build.pipeline import Outcome
 from modelagent.build.plans import MARGIN, Plan
 from modelagent.cli import EXIT_CODES, REFUSED, Frame
 from modelagent.cli.build import plan_of, run, show
-from modelagent.cli.repo import answer, deltas_option, deltas_told, open_repository, places, wave_of
+from modelagent.cli.repo import answer, deltas_option, deltas_told, open_repository, places, warn_of_ended, wave_of
 from modelagent.errors import UsageError
 from modelagent.judges.metrics import LEAST_SAMPLES, is_share, lower_is_better
 from modelagent.publish import canaries, contract
@@ -121,6 +121,7 @@ def release(
         dry_run=typed["dry_run"],
         proof=contract.prove,
     )
+    warn_of_ended(repository)
     deltas, saved = (
         ([], "") if typed["dry_run"] else deltas_told(repository, made.model, version, made.model_file.length)
     )

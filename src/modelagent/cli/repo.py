@@ -114,6 +114,18 @@ def answer(frame: Frame, document: dict[str, Any], text: str) -> None:
     click.echo(json.dumps(document, indent=1) if frame.json else text)
 
 
+def warn_of_ended(repository: Repository) -> None:
+    """Say on standard error which signatures are over: until they are new, nothing published reaches a device."""
+    now = repository.ledger.now()
+    over = sorted(role for role, (end, _) in repository.expiries().items() if end <= now)
+    if over:
+        click.echo(
+            f"warning: the signature of {', '.join(over)} is over; devices take nothing new until it is made again: "
+            "`modelagent repo renew` where the keys are, or `modelagent repo refresh` for snapshot and timestamp",
+            err=True,
+        )
+
+
 class _Group(click.Group):
     """A group some of whose commands live in files of their own, imported when they are called."""
 
@@ -316,6 +328,7 @@ def channel(
     repository = open_repository(directory, keys_dir, passphrase_file)
     wanted = None if version == channels.NOTHING else version
     said = repository.channel(model, channel, wanted, waves=[wave_of(text) for text in waves])
+    warn_of_ended(repository)
     answer(
         frame,
         {"model": model, "channel": channel, "version": said.version, "digest": said.digest},
@@ -369,6 +382,7 @@ def withdraw(
     """
     repository = open_repository(directory, keys_dir, passphrase_file)
     said = repository.withdraw(model, version, reason, instead=instead)
+    warn_of_ended(repository)
     rows = [{"channel": document.channel, "version": document.version} for document in said]
     text = "\n".join(f"{model} {row['channel']}: {row['version'] or 'nothing'}; {version} is withdrawn" for row in rows)
     answer(frame, {"model": model, "withdrawn": version, "channels": rows}, text)
@@ -384,5 +398,6 @@ def refresh(frame: Frame, *, directory: Path, keys_dir: Path, passphrase_file: P
     """
     repository = open_repository(directory, keys_dir, passphrase_file)
     repository.refresh()
+    warn_of_ended(repository)
     end, _ = repository.expiries()["timestamp"]
     answer(frame, {"timestamp": end.isoformat()}, f"signed; good until {end.isoformat()}")

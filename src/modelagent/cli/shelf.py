@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from modelagent.cli import EXIT_CODES, FAILED, Frame
-from modelagent.cli.repo import answer, open_repository, places, wave_of
+from modelagent.cli.repo import answer, open_repository, places, warn_of_ended, wave_of
 from modelagent.errors import UsageError
 from modelagent.publish import inspection, pruning, rotation
 from modelagent.publish.repository import PAUSED
@@ -43,6 +43,7 @@ def promote(
     """Let channel TARGET of MODEL name what channel SOURCE names (beta to stable, or to a group's channel)."""
     repository = open_repository(directory, keys_dir, passphrase_file)
     said = repository.promote(model, source, target, [wave_of(text) for text in waves])
+    warn_of_ended(repository)
     answer(
         frame,
         {"model": model, "channel": target, "version": said.version, "digest": said.digest},
@@ -63,7 +64,9 @@ def pause(
 
     `modelagent repo channel MODEL CHANNEL VERSION` goes on.
     """
-    said = open_repository(directory, keys_dir, passphrase_file).pause(model, channel)
+    repository = open_repository(directory, keys_dir, passphrase_file)
+    said = repository.pause(model, channel)
+    warn_of_ended(repository)
     answer(
         frame,
         {"model": model, "channel": channel, "version": said.version, "paused": True},
