@@ -94,6 +94,23 @@ def test_from_a_file_to_a_device(place: Path) -> None:
     assert verdict.outcome is Outcome.PASS, verdict
 
 
+def test_what_is_typed_wrong_or_missing_is_refused_before_anything_is_built(place: Path) -> None:
+    for words, code in (
+        (("--version", "a/b"), "bad-name"),
+        (("--version", "1", "--channel", "Not So"), "bad-name"),
+        (("--version", "1", "--margin", "nan"), "bad-option"),
+        (("--version", "1", "--margin", "-1"), "bad-option"),
+        (("--version", "1", "--confidence", "2"), "bad-option"),
+        (("--version", "1", "--wave", "soon=1"), "bad-wave"),
+    ):
+        assert run("release", plan("1.0.0"), *words, code=2)["code"] == code, words
+    (place / "keys" / "operations.pem").rename(place / "operations.pem")
+    missing = run("release", plan("1.0.0"), "--version", "1", "--channel", "stable", code=2)
+    assert missing["code"] == "no-key"
+    assert "operations.pem" in missing["error"]
+    assert not Path("build").exists()
+
+
 def test_what_cannot_be_published_is_refused_with_its_reason(place: Path) -> None:
     words = ("release", plan("1.0.0"), "--version", "1.0.0")
     assert "6183" in run(*words, "--margin", "0.01", code=2)["error"]

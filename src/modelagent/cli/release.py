@@ -33,8 +33,10 @@ from modelagent.errors import UsageError
 from modelagent.judges.metrics import LEAST_SAMPLES, is_share, lower_is_better
 from modelagent.publish import canaries, contract
 from modelagent.publish.repository import Repository
+from modelagent.steps import channel as form
 
 _WARM_UP: Final = 4  # samples
+CONFIDENCE: Final = (0.5, 1.0)  # below a half a bound is none
 
 
 @click.command(epilog=EXIT_CODES)
@@ -93,7 +95,9 @@ def release(
     plan = plan_of(source, **{key: typed[key] for key in ("dataset", "variants", "name")})
     typed["margin"] = _margin(plan, typed["margin"])
     begin = [wave_of(text) for text in waves]
-    _check_first(repository, plan.name, version, new_model=typed["new_model"])
+    _check_first(repository, plan.name, version, channel=channel, new_model=typed["new_model"])
+    if not CONFIDENCE[0] <= typed["confidence"] < CONFIDENCE[1]:
+        raise UsageError(f"--confidence {typed['confidence']}: allowed is 0.5 to below 1", code="bad-option")
     parent = None if typed["new_model"] else _parent(repository, plan.name, channel)
     with tempfile.TemporaryDirectory(prefix="modelagent-release-") as folder:
         if parent is not None:
@@ -162,8 +166,15 @@ class _Parent:
     model: Path
 
 
-def _check_first(repository: Repository, model: str, version: str, *, new_model: bool) -> None:
-    """What can be refused at once is not refused after an hour of training."""
+def _check_first(repository: Repository, model: str, version: str, *, channel: str | None, new_model: bool) -> None:
+    """What can be refused at once is not refused after an hour of training: names, keys, passphrases."""
+    for what, name, form_of in (
+        ("model", model, form.NAME), ("version", version, form.VERSION), ("channel", channel, form.NAME)
+    ):  # fmt: skip
+        if name is not None and not form_of.fullmatch(name):
+            raise UsageError(f"{what} {name!r}: allowed are names like /{form_of.pattern}/", code="bad-name")
+    for key in ("release", "online", *(["operations"] if channel is not None else [])):
+        repository.keys.signer(key)
     if new_model and model not in repository.models():
         return
     if version in {known for known, _, _ in repository.releases(model)}:
@@ -257,7 +268,10 @@ def _margin(plan: Plan, typed: float | None) -> float:
             f"--margin: found nothing; with the metric {plan.metric} allowed is by how much it may rise, in its unit",
             code="bad-option",
         )
-    return MARGIN if typed is None else typed
+    margin = MARGIN if typed is None else typed
+    if not (math.isfinite(margin) and margin > 0):
+        raise UsageError(f"--margin {margin}: allowed is a number above 0", code="bad-option")
+    return margin
 
 
 def _canary(outcome: Outcome, measured: Measured, margin: float, confidence: float, *, accepted: bool) -> Samples:
