@@ -90,6 +90,17 @@ def test_no_room_while_a_key_is_replaced_loses_no_key(
     assert checked(simulator, repository, tmp_path / "state") == "1.0.0"
 
 
+def test_a_root_that_somebody_put_there_is_not_followed(simulator: RepositorySimulator, tmp_path: Path) -> None:
+    stranger = RepositorySimulator(tmp_path / "stranger")
+    stranger.repository.rotate("root")
+    shutil.copy(stranger.directory / "metadata" / "2.root.json", simulator.directory / "metadata" / "2.root.json")
+    held = simulator.repository.keys.root_file.read_bytes()
+    with pytest.raises(UsageError, match=r"2\.root\.json.*backup") as caught:
+        simulator.repository.refresh()
+    assert caught.value.code == "untrusted"
+    assert simulator.repository.keys.root_file.read_bytes() == held
+
+
 def test_an_init_that_died_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", unsynced)
 
