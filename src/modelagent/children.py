@@ -207,12 +207,14 @@ class Child:
     def lift(self) -> None:
         """From SCHED_IDLE to nice 19, for one that gets no turn: some hundredths of a busy processor, not thousandths.
 
-        Allowed to root and where RLIMIT_NICE is set; else everything stays as it is.
+        In slices as short as the kernel gives them, so that whom it interrupts hardly notices. Allowed to root and
+        where RLIMIT_NICE is set; else everything stays as it is.
         """
         with contextlib.suppress(OSError):
             for task in Path(f"/proc/{self.pid}/task").iterdir():
-                with contextlib.suppress(OSError):
-                    os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
+                if not _slice_shortly(int(task.name), _LOWEST):
+                    with contextlib.suppress(OSError):
+                        os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
 
     def close(self) -> None:
         """End it if it runs, and give back every descriptor; harmless twice."""
@@ -309,13 +311,18 @@ def hurry() -> bool:
     Returns:
         Whether the kernel took the request; an older one takes it and does nothing.
     """
+    return _slice_shortly(0, os.getpriority(os.PRIO_PROCESS, 0))
+
+
+def _slice_shortly(task: int, nice: int) -> bool:
+    """SCHED_OTHER with the shortest slice, for the thread of that number (0: the calling one)."""
     number = _SCHED_SETATTR.get(platform.machine())
     if number is None:
         return False
     # struct sched_attr: size, policy, flags, nice, priority, runtime (here: the slice), deadline, period.
-    attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_OTHER, 0, os.getpriority(os.PRIO_PROCESS, 0), 0, _SLICE_NS, 0, 0)
+    attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_OTHER, 0, nice, 0, _SLICE_NS, 0, 0)
     libc = ctypes.CDLL(None, use_errno=True)
-    return bool(libc.syscall(ctypes.c_long(number), 0, attributes, 0) == 0)
+    return bool(libc.syscall(ctypes.c_long(number), task, attributes, 0) == 0)
 
 
 def bind_to_parent(parent_pid: int) -> None:
