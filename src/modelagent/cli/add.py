@@ -7,7 +7,6 @@ This file knows how a release's contract is typed. It does not know how anything
 """
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +15,7 @@ import click
 
 from modelagent.cli import EXIT_CODES, Frame
 from modelagent.cli.repo import answer, deltas_option, deltas_told, open_repository, places, warn_of_ended
+from modelagent.cli.values import number
 from modelagent.errors import UsageError
 from modelagent.manifest import ERRORS, METRICS
 from modelagent.publish import canaries, contract
@@ -40,19 +40,29 @@ def _contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help=f"What devices judge by: {', '.join(METRICS)}.",
         ),
         click.option(
-            "--margin", type=float, help="Loss that is tolerated, in the metric's unit. [default: 0.05, if a share]"
+            "--margin", type=number, help="Loss that is tolerated, in the metric's unit. [default: 0.05, if a share]"
         ),
-        click.option("--tolerance", type=float, help="Largest difference that still agrees, for the metric agreement."),
-        click.option("--confidence", default=0.95, show_default=True, help="One-sided, of the canary's verdict."),
+        click.option(
+            "--tolerance", type=number, help="Largest difference that still agrees, for the metric agreement."
+        ),
+        click.option(
+            "--confidence", type=number, default=0.95, show_default=True, help="One-sided, of the canary's verdict."
+        ),
         click.option(
             "--floor-accuracy",
-            type=float,
+            type=number,
             help="Value below (errors: above) which it never runs. [default: 0, if a share]",
         ),
-        click.option("--latency-ms", default=1000.0, show_default=True, help="p95 of one inference at most."),
-        click.option("--latency-ratio", default=3.0, show_default=True, help="p50 and p95 against the running one."),
-        click.option("--memory-mb", default=1024.0, show_default=True, help="Peak memory at most."),
-        click.option("--load-s", default=30.0, show_default=True, help="Time to load and warm up at most."),
+        click.option(
+            "--latency-ms", type=number, default=1000.0, show_default=True, help="p95 of one inference at most."
+        ),
+        click.option(
+            "--latency-ratio", type=number, default=3.0, show_default=True, help="p50 and p95 against the running one."
+        ),
+        click.option("--memory-mb", type=number, default=1024.0, show_default=True, help="Peak memory at most."),
+        click.option(
+            "--load-s", type=number, default=30.0, show_default=True, help="Time to load and warm up at most."
+        ),
         click.option("--number", type=int, help="Release number; by default one above the highest."),
         click.option("--floor", default=0, show_default=True, help="Once confirmed, nothing below this number runs."),
         click.option("--hardware", multiple=True, metavar="NAME", help="Devices it is for; by default all."),
@@ -129,9 +139,6 @@ def _document(
     repository: Repository, tflite: Path, options: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Path | bytes]]:
     """The manifest document and files of what was typed."""
-    for key, value in options.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"--{key.replace('_', '-')}: found {value}; allowed is a finite number", code="bad-option")
     extra = {} if options["manifest"] is None else _json_object(options["manifest"])
     # Tensors that were written down are not read: that is how a file is published that the runtime here cannot load.
     stated = "inputs" in extra and "outputs" in extra

@@ -26,6 +26,7 @@ import click
 from modelagent.cli import EXIT_CODES, FAILED, OK, REFUSED, UNREACHABLE, Frame, json_option
 from modelagent.cli.operator import Operator
 from modelagent.cli.show import span, table
+from modelagent.cli.values import number
 from modelagent.errors import UsageError
 from modelagent.inputs.commands import VERBS, WATCH
 from modelagent.inputs.config import Mqtt, load, parse, parse_duration
@@ -118,7 +119,7 @@ _FILE: Final = click.Path(path_type=Path, dir_okay=False, exists=True, resolve_p
 @click.option("--online/--offline", default=None, help="Only those that are connected, or are not.")
 @click.option("--unwell", is_flag=True, help="Only those that are offline, raise an alarm or have sick inference.")
 @click.option("--watch", is_flag=True, help="Go on, and show what changes.")
-@click.option("--wait", type=float, default=10.0, show_default=True, help="At most so many seconds to ask the broker.")
+@click.option("--wait", type=number, default=10.0, show_default=True, help="At most so many seconds to ask the broker.")
 @json_option
 @click.pass_context
 def fleet(ctx: click.Context, /, *, watch: bool, wait: float, **given: Any) -> None:

@@ -29,6 +29,7 @@ from modelagent.build.plans import MARGIN, Plan
 from modelagent.cli import EXIT_CODES, REFUSED, Frame
 from modelagent.cli.build import plan_of, run, show
 from modelagent.cli.repo import answer, deltas_option, deltas_told, open_repository, places, warn_of_ended, wave_of
+from modelagent.cli.values import number
 from modelagent.errors import UsageError
 from modelagent.judges.metrics import LEAST_SAMPLES, is_share, lower_is_better
 from modelagent.publish import canaries, contract
@@ -45,16 +46,18 @@ CONFIDENCE: Final = (0.5, 1.0)  # below a half a bound is none
 @click.option("--channel", help="The channel that names it from now on; by default none does yet.")
 @click.option("--wave", "waves", multiple=True, metavar="TIME=SHARE", help="From TIME on, this SHARE of devices.")
 @click.option(
-    "--margin", type=float, help="Loss that devices tolerate, in the metric's unit. [default: 0.05, if a share]"
+    "--margin", type=number, help="Loss that devices tolerate, in the metric's unit. [default: 0.05, if a share]"
 )
-@click.option("--confidence", default=0.95, show_default=True, help="One-sided, of the canary's verdict.")
+@click.option("--confidence", type=number, default=0.95, show_default=True, help="One-sided, of the canary's verdict.")
 @click.option(
-    "--floor-accuracy", type=float, help="Value below (errors: above) which it never runs; by default as measured."
+    "--floor-accuracy", type=number, help="Value below (errors: above) which it never runs; by default as measured."
 )
-@click.option("--latency-ms", default=1000.0, show_default=True, help="p95 of one inference at most.")
-@click.option("--latency-ratio", default=3.0, show_default=True, help="p50 and p95 against the running one.")
-@click.option("--memory-mb", default=1024.0, show_default=True, help="Peak memory at most.")
-@click.option("--load-s", default=30.0, show_default=True, help="Time to load and warm up at most.")
+@click.option("--latency-ms", type=number, default=1000.0, show_default=True, help="p95 of one inference at most.")
+@click.option(
+    "--latency-ratio", type=number, default=3.0, show_default=True, help="p50 and p95 against the running one."
+)
+@click.option("--memory-mb", type=number, default=1024.0, show_default=True, help="Peak memory at most.")
+@click.option("--load-s", type=number, default=30.0, show_default=True, help="Time to load and warm up at most.")
 @click.option("--hardware", multiple=True, metavar="NAME", help="Hardware classes it is for; by default all.")
 @click.option("--number", type=int, help="Release number; by default one above the highest.")
 @click.option("--floor", default=0, show_default=True, help="Once confirmed, nothing below this number runs.")
@@ -269,7 +272,7 @@ def _margin(plan: Plan, typed: float | None) -> float:
             code="bad-option",
         )
     margin = MARGIN if typed is None else typed
-    if not (math.isfinite(margin) and margin > 0):
+    if margin <= 0:
         raise UsageError(f"--margin {margin}: allowed is a number above 0", code="bad-option")
     return margin
 

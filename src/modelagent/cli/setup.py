@@ -25,6 +25,7 @@ import click
 from modelagent.cli import EXIT_CODES, REFUSED, Frame, json_option, say_error
 from modelagent.cli.doctor import examine, inspect_root, report
 from modelagent.cli.kinship import relation
+from modelagent.cli.values import number
 from modelagent.durable import write_atomic
 from modelagent.errors import UsageError
 from modelagent.inputs.config import Settings, parse
@@ -49,7 +50,7 @@ _USERS: Final = {"state_dir": "modelagent", "inference_dir": "modelagent-inferen
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Replay the frames of this .npz; without it set [models.NAME.source] yourself.",
 )
-@click.option("--fps", type=float, default=30.0, show_default=True, help="Frames a second, with --frames.")
+@click.option("--fps", type=number, default=30.0, show_default=True, help="Frames a second, with --frames.")
 @click.option("--prefix", type=click.Path(path_type=Path, file_okay=False), help="Put everything below this directory.")
 @click.option("--force", is_flag=True, help="Replace different files; the old ones are kept beside as .old.")
 @json_option
