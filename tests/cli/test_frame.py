@@ -198,3 +198,20 @@ def test_run_with_a_bad_file_and_nothing_remembered_starts_nothing(tmp_path: Pat
         assert done.returncode == cli.USAGE, done.stderr
         assert "models.digits.x" in done.stderr
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("path", [("repo",), ("repo", "keys")])
+def test_no_line_of_the_publishers_commands_is_cut_short(path: tuple[str, ...]) -> None:
+    commands = CliRunner().invoke(main, [*path, "--help"]).output.split("Commands:")[1].split("\n\n")[0]
+    assert "..." not in commands
+
+
+def test_the_model_is_needed_only_where_a_command_says_so() -> None:
+    for path in (("status",), ("history",), ("watch",), ("explain",), ("report",), ("install",), ("block", "list")):
+        assert "by default all" in CliRunner().invoke(main, [*path, "--help"]).output
+    assert "needed if there are several" in CliRunner().invoke(main, ["rollback", "--help"]).output
+
+
+def test_the_options_of_a_release_stand_in_the_order_of_use() -> None:
+    output = CliRunner().invoke(main, ["repo", "add", "--help"]).output
+    assert output.index("--canary FILE") < output.index("--metric") < output.index("--manifest FILE")

@@ -205,6 +205,11 @@ def model_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+def one_model_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The `--model` of commands that show or take up all models unless one is named."""
+    return click.option("--model", "-m", default="", metavar="NAME", help="This model alone; by default all.")(command)
+
+
 def say_error(frame: Frame | None, message: str, code: str) -> None:
     """Print an error for the one who asked: a JSON document, or a line on standard error."""
     if frame is not None and frame.json:

@@ -26,7 +26,7 @@ _MARGIN: Final = 0.05  # of a share
 
 
 def _contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
+    options = (
         click.option("--canary", type=_FILE, help="An .npz: input_0, input_1, ... and labels, or reference outputs."),
         click.option("--labels", type=_FILE, help="Class names: a JSON list, or one a line."),
         click.option("--warmup", type=_FILE, help="An .npz: input_0, ... to warm the model up with."),
@@ -70,8 +70,9 @@ def _contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--runtime-max", help="Newest runtime version it works with."),
         click.option("--stateful", is_flag=True, help="The model keeps state from one frame to the next."),
         click.option("--parent", metavar="VERSION", help="The version it was trained from."),
-        click.option("--manifest", type=_FILE, help="JSON whose keys win over everything above."),
-    ):
+        click.option("--manifest", type=_FILE, help="JSON of a manifest, whose keys win over all options."),
+    )
+    for option in reversed(options):  # each is put before those that are there
         command = option(command)
     return command
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from modelagent.cli import EXIT_CODES, OK, UNREACHABLE, Frame, json_option, model_option
+from modelagent.cli import EXIT_CODES, OK, UNREACHABLE, Frame, json_option, one_model_option
 from modelagent.cli.show import moment, short, table
 from modelagent.cli.status import gather
 from modelagent.cli.talk import Command, models_of, settings_of, steer, steering
@@ -23,7 +23,7 @@ def block() -> None:
 
 
 @block.command("list", epilog=EXIT_CODES)
-@model_option
+@one_model_option
 @json_option
 @click.pass_obj
 def list_(frame: Frame, model: str) -> None:

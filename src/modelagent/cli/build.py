@@ -55,8 +55,8 @@ def build(frame: Frame, /, source: str, out: Path, **typed: Any) -> None:
 
     Measured is what the device would run, on its own runtime; constraints decide.
 
-    SOURCE is a plan (.toml), or a model: .keras, .h5, a SavedModel directory, a .tflite file, or module:function. Exit
-    code 3 when no variant fits.
+    Given is a plan (.toml), or a model: .keras, .h5, a SavedModel directory, a .tflite file, or
+    module:function. Exit code 3 when no variant fits.
     """
     outcome = run(plan_of(source, **typed), out, frame)
     if frame.json:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import click
 
-from modelagent.cli import EXIT_CODES, FAILED, OK, REFUSED, UNREACHABLE, Frame, json_option, model_option, say_error
+from modelagent.cli import EXIT_CODES, FAILED, OK, REFUSED, UNREACHABLE, Frame, json_option, one_model_option, say_error
 from modelagent.cli.follow import Ending, Wait, follow
 from modelagent.cli.talk import PATIENCE, TIMEOUT, WAIT, looker, models_of, request, settings_of, teller
 from modelagent.errors import AgentError
@@ -24,7 +24,7 @@ _WAIT_S: Final = 60.0  # for the check; the rest takes as long as canary and pro
 
 
 @click.command(epilog=EXIT_CODES)
-@model_option
+@one_model_option
 @click.option("--no-wait", is_flag=True, help="Do not even wait until the bundle has been looked at.")
 @TIMEOUT
 @WAIT

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from modelagent.cli import EXIT_CODES, REFUSED, UNREACHABLE, Frame, json_option, model_option, say_error
+from modelagent.cli import EXIT_CODES, REFUSED, UNREACHABLE, Frame, json_option, one_model_option, say_error
 from modelagent.cli.show import ago, coloured, moment
 from modelagent.cli.talk import models_of, settings_of, view
 from modelagent.errors import AgentError
@@ -29,7 +29,7 @@ _OUTCOMES = {"pass": "ok", "fail": "alarm", "insufficient": "warning", "again": 
 @click.command(epilog=EXIT_CODES)
 @click.argument("version", required=False, default="")
 @click.option("--facts", is_flag=True, help="The present facts as one line of a trace, for `modelagent simulate`.")
-@model_option
+@one_model_option
 @json_option
 @click.pass_obj
 def explain(frame: Frame, version: str, model: str, *, facts: bool) -> None:

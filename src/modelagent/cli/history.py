@@ -13,14 +13,14 @@ from typing import Any
 
 import click
 
-from modelagent.cli import EXIT_CODES, Frame, json_option, model_option
+from modelagent.cli import EXIT_CODES, Frame, json_option, one_model_option
 from modelagent.cli.show import moment, table
 from modelagent.cli.talk import model_of, settings_of
 from modelagent.steps.journal import read_history
 
 
 @click.command(epilog=EXIT_CODES)
-@model_option
+@one_model_option
 @click.option("-n", "--lines", type=click.IntRange(min=1), default=20, show_default=True, help="The newest so many.")
 @click.option("--all", "everything", is_flag=True, help="All that are kept.")
 @click.option("--version", default="", help="Only lines about this version.")

@@ -48,7 +48,9 @@ class Step:
 @click.command("install-service", epilog=EXIT_CODES)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--no-start", is_flag=True, help="Do not enable and start the services.")
-@click.option("--root", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Prepare the image in DIR.")
+@click.option(
+    "--root", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Prepare this image."
+)
 @json_option
 @click.pass_obj
 def install_service(frame: Frame, *, dry_run: bool, no_start: bool, root: Path | None) -> None:
@@ -65,7 +67,7 @@ def install_service(frame: Frame, *, dry_run: bool, no_start: bool, root: Path |
 @click.command("uninstall", epilog=EXIT_CODES)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--purge", is_flag=True, help="Remove settings, models and results too. There is no way back.")
-@click.option("--root", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Clean the image in DIR.")
+@click.option("--root", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Clean this image.")
 @json_option
 @click.pass_obj
 def uninstall(frame: Frame, *, dry_run: bool, purge: bool, root: Path | None) -> None:

@@ -28,6 +28,7 @@ from modelagent.publish.repository import Lifetimes, Repository
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
 _DIRECTORY: Final = click.Path(path_type=Path, file_okay=False)
 _DAYS: Final = click.IntRange(0, 36_500)
+_WHOLE: Final = 200  # characters of a first sentence: none is cut
 Options = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -145,6 +146,12 @@ class _Group(click.Group):
             assert isinstance(found, click.Command), f"{cmd_name} is no command"  # noqa: S101 - a programmer's error
             return found
         return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write each command's first sentence whole: click cuts it to the terminal's width."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, found.get_short_help_str(_WHOLE)) for name, found in commands if found])
 
 
 _SHELF: Final = {

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from modelagent.cli import EXIT_CODES, FAILED, Frame, json_option, model_option, say_error
+from modelagent.cli import EXIT_CODES, FAILED, Frame, json_option, one_model_option, say_error
 from modelagent.cli.explain import decided, numbers
 from modelagent.cli.show import moment
 from modelagent.cli.talk import settings_of
@@ -52,7 +52,7 @@ class Bar(NamedTuple):
 @click.command(epilog=EXIT_CODES)
 @click.argument("version")
 @click.option("--html", "file", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The page.")
-@model_option
+@one_model_option
 @json_option
 @click.pass_obj
 def report(frame: Frame, version: str, file: Path, model: str) -> None:

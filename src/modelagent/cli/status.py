@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from modelagent.cli import EXIT_CODES, FAILED, OK, UNREACHABLE, Frame, json_option, model_option
+from modelagent.cli import EXIT_CODES, FAILED, OK, UNREACHABLE, Frame, json_option, one_model_option
 from modelagent.cli.show import ago, coloured, short, span
 from modelagent.cli.talk import models_of, settings_of, view
 from modelagent.errors import AgentError
@@ -28,7 +28,7 @@ _MAX_HEALTH = 4 * 1024 * 1024  # bytes
 
 
 @click.command(epilog=EXIT_CODES)
-@model_option
+@one_model_option
 @json_option
 @click.pass_obj
 def status(frame: Frame, model: str) -> None:

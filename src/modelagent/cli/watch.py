@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from modelagent.cli import EXIT_CODES, UNREACHABLE, Frame, json_option, model_option, say_error
+from modelagent.cli import EXIT_CODES, UNREACHABLE, Frame, json_option, one_model_option, say_error
 from modelagent.cli.show import coloured, moment
 from modelagent.cli.talk import model_of, settings_of
 from modelagent.errors import AgentError
@@ -24,7 +24,7 @@ from modelagent.sinks.log import escape
 
 
 @click.command(epilog=EXIT_CODES)
-@model_option
+@one_model_option
 @json_option
 @click.pass_obj
 def watch(frame: Frame, model: str) -> None:
