@@ -48,9 +48,7 @@ class Step:
 @click.command("install-service", epilog=EXIT_CODES)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--no-start", is_flag=True, help="Do not enable and start the services.")
-@click.option(
-    "--root", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Prepare this image."
-)
+@click.option("--root", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Prepare this image.")
 @json_option
 @click.pass_obj
 def install_service(frame: Frame, *, dry_run: bool, no_start: bool, root: Path | None) -> None:
