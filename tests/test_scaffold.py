@@ -116,3 +116,13 @@ def test_units_keep_the_promises_that_cost_nothing() -> None:
         for wanted in ("Type=notify", "StartLimitIntervalSec=0", "OOMPolicy=continue", "NoNewPrivileges=yes"):
             assert wanted in lines, f"{name}: {wanted}"
         assert not any(line.startswith(("PartOf=", "DynamicUser=")) for line in lines)
+
+
+def test_the_architecture_names_files_that_are_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    names = re.findall(r"`([\w./-]+)`", page.split("## Where things are")[1].split("\n## ")[0])
+    package = ROOT / "src" / "modelagent"
+    places = (ROOT, ROOT / "examples" / "digits", package, *(path for path in package.iterdir() if path.is_dir()))
+    assert len(names) > 50
+    for name in names:
+        assert any((place / name).exists() for place in places), name
