@@ -7,7 +7,7 @@ know the runtime, what a model says of a sample, or who asks.
     with Samples(slot / "canary.npz", inputs=1) as samples:
         arrays = samples.read(7)                    # one array per input, without the sample axis
         samples.label(7)                            # 4, or None when the set has no class labels
-    samples.truth(7)                            # array(4), the mask, the target or the reference of sample 7
+        samples.truth(7)                            # array(4), the mask, the target or the reference of sample 7
 
 Samples are streamed out of the archive: a set of some hundred megabytes in memory would be taken for the memory of
 the model, whose peak the canary measures.
