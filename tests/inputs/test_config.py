@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -307,3 +308,11 @@ def test_any_document_is_taken_or_refused_in_words(document: dict[str, object]) 
     except UsageError as error:
         message = error.message
     assert all(line.startswith(("/etc/", "...")) for line in message.splitlines())
+
+
+@pytest.mark.parametrize("key", ["rules.scrap.webhook", "samples.url"])
+def test_a_token_in_the_query_of_somebodys_server_is_no_fault(key: str) -> None:
+    table, _, name = key.rpartition(".")
+    text = f"[models.digits.{table}]\n{name} = 'https://hooks.example.org/frames?token=abc'\n"
+    settings = parse(tomllib.loads(text), Path("page")).models["digits"]
+    assert "?token=abc" in (settings.samples.url or settings.rules["scrap"].webhook)

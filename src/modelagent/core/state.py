@@ -342,7 +342,7 @@ class Rules:
     setback_s: float = 0.0  # after the second release in a row that failed, doubling; 0: none
     activation_s: float = 120.0  # live seconds for a candidate to come up
     label_horizon_s: float = 0.0  # how long late labels may still decide after a confirmation; 0: not at all
-    keep_slots: int = 3  # confirmed slots kept beside current and fallback
+    keep_slots: int = 3  # newest confirmed slots that are kept, as are current and fallback
     seen: int = 256
 
 

@@ -65,15 +65,21 @@ def as_optional_path(value: object) -> object:
 
 def check_url(value: str) -> str:
     """An address of a repository, without user and password."""
-    parts = urlsplit(value)
+    parts = urlsplit(check_server(value))
     if value and parts.scheme not in {"http", "https", "file"} and not value.startswith("/"):
         raise ValueError("http://..., https://..., file:///... or an absolute path")
-    if parts.scheme in {"http", "https"} and not parts.hostname:
-        raise ValueError("a URL with a host name, for instance https://models.example.org/fleet")
     if parts.scheme in {"http", "https"} and (parts.query or parts.fragment):
         raise ValueError("a URL without ? and #: names of files are put behind it")
     if parts.scheme == "file" and (parts.netloc not in {"", "localhost"} or not parts.path.startswith("/")):
         raise ValueError("file:///... with the whole path of a directory on this machine")
+    return value
+
+
+def check_server(value: str) -> str:
+    """A server's address, without user and password; a query may be in it."""
+    parts = urlsplit(value)
+    if parts.scheme in {"http", "https"} and not parts.hostname:
+        raise ValueError("a URL with a host name, for instance https://models.example.org/fleet")
     if parts.username or parts.password:
         raise ValueError("a URL without user and password (use client_cert and client_key)")
     return value

@@ -25,7 +25,7 @@ from modelagent.inputs.fields import (
     Version,
     as_tuple,
     check_frames_mode,
-    check_url,
+    check_server,
 )
 
 
@@ -116,7 +116,7 @@ class Rule(Section):
     pause: Duration = Field(default=0.0, description="least time between two actions")
     log: bool = Field(default=False, description="a line in the log")
     topic: str = Field(default="", max_length=512, pattern=r"^[^+#\x00]*$", description="a message on this topic")
-    webhook: Annotated[str, Field(pattern=r"^(https?://\S+)?$"), AfterValidator(check_url)] = Field(
+    webhook: Annotated[str, Field(pattern=r"^(https?://\S+)?$"), AfterValidator(check_server)] = Field(
         default="", description="a POST to this URL"
     )
     command: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
@@ -140,8 +140,18 @@ class Runtime(Section):
     """[models.<name>.runtime]: how the worker is run."""
 
     threads: int = Field(default=1, ge=1, le=64, description="threads of the interpreter")
-    hang_s: Duration = Field(default=2.0, gt=0, le=600, description="one inference longer than this is a hang")
-    load_timeout: Duration = Field(default=60.0, gt=0, le=3600, description="longest time to load and warm up")
+    hang_s: Duration = Field(
+        default=2.0,
+        gt=0,
+        le=600,
+        description="one inference longer than this, and than 20 times what is promised, is a hang",
+    )
+    load_timeout: Duration = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="longest time to load and warm up; what the release promises, if longer",
+    )
     cpus: Annotated[tuple[Annotated[int, Field(ge=0, le=4095)], ...], BeforeValidator(as_tuple)] = Field(
         default=(), description="processors of the worker, by number; empty: any"
     )
@@ -235,7 +245,7 @@ class Shadow(Section):
 class Samples(Section):
     """[models.<name>.samples]: single frames that leave the device; docs/sources.md explains."""
 
-    url: Annotated[str, Field(max_length=2000, pattern=r"^(https?://[!-~]+)?$"), AfterValidator(check_url)] = Field(
+    url: Annotated[str, Field(max_length=2000, pattern=r"^(https?://[!-~]+)?$"), AfterValidator(check_server)] = Field(
         default="", description="each one is a POST to this URL; empty: no frame leaves the device"
     )
     path: OptionalPath = Field(default=None, description="instead of url: a directory, which somebody else empties")

@@ -203,7 +203,7 @@ class Policy(Section):
 class CanaryLimits(Section):
     """[limits.canary]: what a candidate may use before it has proved anything."""
 
-    seconds: Duration = Field(default=120.0, gt=0, le=86400, description="wall clock, both models together")
+    seconds: Duration = Field(default=120.0, gt=0, le=86400, description="wall clock of each of the two models")
     memory_mb: Megabytes = Field(default=512, description="memory of one canary worker; what needs more waits")
 
 
@@ -211,8 +211,10 @@ class Limits(Section):
     """[limits]: what the agent may use of the device."""
 
     disk_reserve_mb: int = Field(default=256, ge=0, description="free space that is never touched")
-    keep_slots: int = Field(default=3, ge=2, le=100, description="versions kept on disk")
-    max_store_mb: Megabytes = Field(default=2048, description="size of the store")
+    keep_slots: int = Field(default=3, ge=2, le=100, description="newest confirmed versions that stay on disk")
+    max_store_mb: Megabytes = Field(
+        default=2048, description="what nobody needs any more stays for a week, and in all up to this size"
+    )
     attempts: int = Field(default=5, ge=1, le=1000, description="tries without progress before a longer pause")
     back_off: Duration = Field(default=30.0, ge=0.1, le=86400, description="pause after a failure, doubling up to 6 h")
     postpone: Duration = Field(
