@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from broker_rig import free_port
+from modelagent.core.state import Phase
 from modelagent.errors import DeviceError, SourceError, UsageError
 from modelagent.inference.counters import Counts
 from modelagent.inputs.config import parse
@@ -76,7 +77,7 @@ STATUS = {
     "broker": {"connected": True, "queued": 1},
     "models": {
         "digits": {
-            "phase": "probation",
+            "phase": Phase.PROBATION.value,
             "blocks": [{}],
             "alarms": [],
             "slots": [{}, {}],
@@ -133,7 +134,7 @@ def test_a_whole_page(tmp_path: Path) -> None:
     assert value(page, "modelagent_rule_actions_total", rule="scrap", action="webhook", outcome="failed") == 1
     assert value(page, "modelagent_swap_peak_bytes", model="digits") == 90_000 * 1024
     assert value(page, "modelagent_gate", gate="canary", answer="allow") == 1
-    assert value(page, "modelagent_phase", phase="probation") == 1
+    assert value(page, "modelagent_phase", phase=Phase.PROBATION.value) == 1
     assert (value(page, "modelagent_process_resident_bytes", process="inference") or 0) > 1e6
     assert value(page, "modelagent_download_budget_left_bytes") == 5e6
 
@@ -239,6 +240,12 @@ def test_every_number_that_alerts_and_dashboard_ask_for_is_on_the_page(tmp_path:
         for name in set(re.findall(r"\bmodelagent_[a-z_]+", text)):
             assert name in known, f"{file} asks for {name}"
     json.loads((ROOT / "deploy" / "grafana" / "modelagent.json").read_text())
+
+
+def test_the_phases_that_alerts_and_dashboard_ask_for_are_those_of_the_machine() -> None:
+    for file in ("prometheus/modelagent.rules.yml", "grafana/modelagent.json"):
+        asked = re.findall(r'phase=\\*"(\w+)', (ROOT / "deploy" / file).read_text())
+        assert set(asked) <= {phase.value for phase in Phase}, file
 
 
 @pytest.mark.process
