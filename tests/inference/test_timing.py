@@ -75,6 +75,17 @@ def test_a_load_that_hangs_or_dies_is_refused(tmp_path: Path, version: str, code
         assert rig.wait(lambda: len(rig.children()) == 1) < 5.0
 
 
+def test_a_load_that_may_take_longer_by_its_release_is_told_so(tmp_path: Path) -> None:
+    with Rig(tmp_path) as rig:
+        a = slot(rig, "a")
+        bad = rig.slot("digits-1.0.0.tflite", confirmed=False, change={"version": "load-hang", "limits.load_s": 0.75})
+        ready(rig, a, load_timeout=0.5)
+        rig.link("fallback", a)
+        rig.link("current", bad)
+        rig.wait(lambda: rig.health()["refused"] is not None)
+        assert rig.health()["refused"]["reason"] == "not loaded within 0.75 s"
+
+
 @pytest.mark.parametrize(("version", "code"), [("bomb-50", "hang"), ("nan-50", "not-finite")])
 def test_a_time_bomb_ends_in_the_fallback(tmp_path: Path, version: str, code: str) -> None:
     with Rig(tmp_path) as rig:

@@ -195,6 +195,7 @@ class Loader:
         self._waiting: list[Load] = []
         self._load: Load | None = None
         self._worker: Worker | None = None
+        self._limit = 0.0  # seconds that the load in flight may take
         self._deadline = 0.0
         self._lift_at: float | None = None
         self._nice = LOWEST if may_raise_priority() else 0
@@ -264,7 +265,8 @@ class Loader:
             self._finish(load, now, code=error.code, reason=error.message)
             return
         self._load, self._worker = load, worker
-        self._deadline = now + max(load.options.load_timeout, load.slot.manifest.limits.load_s)
+        self._limit = max(load.options.load_timeout, load.slot.manifest.limits.load_s)
+        self._deadline = now + self._limit
         self._lift_at = now + _LIFT
         worker.say(
             {
@@ -292,7 +294,7 @@ class Loader:
                 self._finish(load, now, code="crash", reason=f"the worker ended while loading ({worker.end()})")
             elif now >= self._deadline:
                 self._stop()
-                self._finish(load, now, code="hang", reason=f"not loaded within {load.options.load_timeout:g} s")
+                self._finish(load, now, code="hang", reason=f"not loaded within {self._limit:g} s")
             elif self._lift_at is not None and now >= self._lift_at:
                 self._lift_at = None
                 worker.child.lift()
