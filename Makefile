@@ -6,16 +6,16 @@ python := .venv/bin/python
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
-demo: ## the whole product on real handwritten digits, about 90 s
+demo: ## the whole product on real handwritten digits, about a minute
 	@script/demo
 
-test: ## all tests but tensorflow's
+test: ## all tests but tensorflow's, and those that boot machines or cut power
 	@script/test
 
 test-fast: ## tests that start no process
 	@script/test --fast
 
-test-all: ## all tests; installs tensorflow
+test-all: ## all tests; installs tensorflow, boots machines and cuts power where it may
 	@script/test --all
 
 check: ## ruff, mypy and import-linter
