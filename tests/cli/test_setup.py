@@ -79,6 +79,17 @@ def test_a_different_file_is_never_replaced_without_force(published: Path, box: 
     assert config.with_name("modelagent.toml.old").read_text() == edited
 
 
+def test_the_settings_that_a_package_ships_set_nothing_and_give_way(published: Path, box: Path) -> None:
+    shipped = Path(__file__).parents[2] / "config" / "modelagent.toml"
+    config = box / "etc" / "modelagent.toml"
+    config.parent.mkdir(parents=True)
+    config.write_bytes(shipped.read_bytes())
+    result = set_up(published, box)
+    assert result.exit_code == cli.OK, result.output
+    assert "digits" in load(config).models
+    assert config.with_name("modelagent.toml.old").read_bytes() == shipped.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("option", "value", "named"),
     [

@@ -92,7 +92,7 @@ def setup(
     if status == "fail":  # a repository that cannot be reached is no obstacle: doctor says so below
         raise UsageError(f"--root {detail}; {remedy}; nothing was changed", code="bad-root")
     wanted = {config: text.encode(), trusted: root.read_bytes()}
-    differing = [str(path) for path, data in wanted.items() if _differs(path, data)]
+    differing = [str(path) for path, data in wanted.items() if _differs(path, data) and not _sets_nothing(path)]
     if differing and not force:
         say_error(
             frame,
@@ -160,6 +160,16 @@ def _differs(path: Path, data: bytes) -> bool:
     try:
         return path.read_bytes() != data
     except FileNotFoundError:
+        return False
+
+
+def _sets_nothing(path: Path) -> bool:
+    """Whether all in it is default, as in the file that a package ships: nothing is lost with it."""
+    try:
+        return path.suffix == ".toml" and parse(tomllib.loads(path.read_text(encoding="utf-8")), path) == parse(
+            {}, path
+        )
+    except (ValueError, UsageError):
         return False
 
 
