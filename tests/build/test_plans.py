@@ -25,9 +25,15 @@ def test_a_chain_has_its_defaults_and_ends_with_a_format() -> None:
     assert [step.kind for step in chains.parse("qat:io=int8")] == ["qat", "int8"]
     assert chains.parse("qat:io=int8")[1].options["io"] == "int8"
     assert chains.parse("distil:student=a.b:c,alpha=0.5")[0].options["student"] == "a.b:c"
+    assert [step.kind for step in chains.parse("near-parent")] == ["float32", "near-parent"]
+    assert [step.kind for step in chains.parse("prune+qat+near-parent")] == ["prune", "qat", "int8", "near-parent"]
+    assert [step.trains for step in chains.parse("prune+near-parent")] == [True, False, False]
 
 
-@pytest.mark.parametrize("text", ["", "int8", "prune:sparsity=0.8+float16", "distil:student=x.keras+prune+qat+int8"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "int8", "prune:sparsity=0.8+float16", "distil:student=x.keras+prune+qat+int8", "int8+near-parent:keep=0.8"],
+)
 def test_a_chain_is_printed_as_it_could_be_typed(text: str) -> None:
     assert chains.parse(chains.show(chains.parse(text))) == chains.parse(text)
 
@@ -48,6 +54,9 @@ def test_a_chain_is_printed_as_it_could_be_typed(text: str) -> None:
         ("prune:sparsity", "name=value"),
         ("int8:io=float64", "float32, int8, uint8"),
         ("float32:x=1", "no option"),
+        ("near-parent+int8", "near-parent once, as the last step"),
+        ("int8+near-parent+near-parent", "near-parent once"),
+        ("int8+near-parent:evaluations=1", "4 to 1000"),
     ],
 )
 def test_a_chain_that_makes_no_sense_is_refused(text: str, word: str) -> None:
@@ -182,6 +191,10 @@ def test_the_rule_prefers_and_breaks_ties() -> None:
     nearly = figures("nearly", compressed=600, latency_ratio=0.503)
     assert choose.best([fast, nearly], prefer="latency") is nearly
     assert choose.best([], prefer="size") is None
+    # What devices fetch that have the parent; where there is none, they fetch the file.
+    near = figures("near", compressed=800, update=80)
+    assert choose.best([near, figures("plain", compressed=500, update=300)], prefer="update") is near
+    assert choose.best([exact, fast, small], prefer="update") is small
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=8))

@@ -5,8 +5,8 @@ This file knows the steps' names, options and order. It is pure: it runs none of
     parse("prune:sparsity=0.5,epochs=4+int8")       # (Step("prune", {...}), Step("int8", {"io": "float32"}))
     parse("")                                       # (Step("float32"),): nothing but conversion
 
-Every chain ends with the format of the file: float32, float16, dynamic (8-bit weights, float arithmetic) or int8.
-`qat` trains for int8 and implies it.
+Every chain has a format of the file: float32, float16, dynamic (8-bit weights, float arithmetic) or int8. `qat` trains
+for int8 and implies it. Behind the format only `near-parent` may stand, which works on the file.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from typing import Any, Final
 from modelagent.errors import UsageError
 
 FORMATS: Final = ("float32", "float16", "dynamic", "int8")
+NEAR: Final = "near-parent"
 # step -> option -> (default, lowest, highest) or (default, allowed words) or (default,) for free text
 _TRAINING: Final[dict[str, tuple[Any, ...]]] = {
     "epochs": (3, 0, 10_000),
@@ -36,6 +37,8 @@ OPTIONS: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
     "float16": {},
     "dynamic": {},
     "int8": {"io": ("float32", "float32", "int8", "uint8"), "samples": (200, 1, 100_000)},
+    # A margin of 0 is the plan's: `[choose] max_loss`.
+    NEAR: {"margin": (0.0, 0.0, 1e9), "keep": (0.5, 0.0, 0.99), "evaluations": (24, 4, 1000)},
 }
 
 
@@ -49,7 +52,7 @@ class Step:
     @property
     def trains(self) -> bool:
         """Whether it changes weights and so needs a network that can be trained."""
-        return self.kind not in FORMATS
+        return self.kind not in (*FORMATS, NEAR)
 
 
 def parse(text: str) -> tuple[Step, ...]:
@@ -59,7 +62,10 @@ def parse(text: str) -> tuple[Step, ...]:
         UsageError: `bad-chain`; names the step or option and what is allowed.
     """
     steps = [_step(part.strip(), text) for part in text.split("+") if part.strip()]
+    near = [steps.pop()] if steps and steps[-1].kind == NEAR else []
     kinds = [step.kind for step in steps]
+    if NEAR in kinds:
+        raise _bad(text, f"found {NEAR} before another step", f"{NEAR} once, as the last step: it works on the file")
     formats = [kind for kind in kinds if kind in FORMATS]
     if len(formats) > 1 or (formats and kinds[-1] not in FORMATS):
         raise _bad(text, f"found the formats {', '.join(formats)}", "one format, as the last step")
@@ -74,7 +80,7 @@ def parse(text: str) -> tuple[Step, ...]:
         steps.append(Step("float32", {}))
     if "distil" in kinds[1:]:
         raise _bad(text, "found distil after another step", "distil first: the student starts anew")
-    return tuple(steps)
+    return (*steps, *near)
 
 
 def show(steps: tuple[Step, ...]) -> str:

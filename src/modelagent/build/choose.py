@@ -7,8 +7,8 @@ This file knows constraints and figures. It is pure: it measures nothing.
 
 The rule: of the variants that hold every constraint and in which every step did something, the one that is first by
 `prefer`; ties go by the other two, in the order size, latency, metric, and then by name. Size is the compressed one,
-because that is what the link carries; latency is the ratio to the baseline. Losses are in the metric's unit, and
-what is worse is a loss, also where lower is better.
+because that is what the link carries; `update` is what a device fetches that has the parent; latency is the ratio to
+the baseline. Losses are in the metric's unit, and what is worse is a loss, also where lower is better.
 """
 
 from collections.abc import Sequence
@@ -39,6 +39,7 @@ class Figures:
     metric: str = "accuracy"
     unsupported: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
+    update: int | None = None  # bytes that a device with the parent fetches
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,9 @@ def best(candidates: Sequence[Figures], *, prefer: str) -> Figures | None:
             "latency": int((figures.latency_ratio - fastest) / _SAME_LATENCY),
             "metric": figures.value if lower_is_better(figures.metric) else -figures.value,
         }
+        if prefer == "update":
+            # Without a parent every device fetches the file.
+            return (figures.compressed if figures.update is None else figures.update, *ranks.values(), figures.name)
         return (ranks.pop(prefer), *ranks.values(), figures.name)
 
     return min(candidates, key=keys)

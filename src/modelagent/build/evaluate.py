@@ -14,11 +14,12 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from modelagent.build import scoring
 from modelagent.build.data import Samples
@@ -37,7 +38,8 @@ class FailedError(UsageError):
 class Measured:
     """What one variant does on one set of samples. Times in microseconds, memory of the whole process in MB.
 
-    `value` is the plan's metric, `interval` its two-sided 95 % interval; `answers` is where output 0 is largest.
+    `value` is the plan's metric, `interval` its two-sided 95 % interval; `answers` is where output 0 is largest;
+    `numbers`, where they were asked for, are those of output 0, [N, ...] flat.
     """
 
     answers: tuple[int, ...]
@@ -54,6 +56,7 @@ class Measured:
     runtime: str
     inputs: tuple[dict[str, Any], ...]
     outputs: tuple[dict[str, Any], ...]
+    numbers: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 def measure(
@@ -65,6 +68,7 @@ def measure(
     rounds: int = ROUNDS,
     metric: str = "accuracy",
     time_limit: float = TIME_LIMIT,
+    numbers: bool = False,
 ) -> Measured:
     """Run a variant over samples in a child.
 
@@ -76,6 +80,7 @@ def measure(
         rounds: of alternating blocks in the comparison; the ratio is their median.
         metric: of `scoring.OFFERED`.
         time_limit: seconds.
+        numbers: whether output 0 itself is wanted.
 
     Raises:
         FailedError: `unsupported`, `crash`, `hang` or `not-finite`: devices would fail the same way.
@@ -92,8 +97,10 @@ def measure(
             "reference": None if reference is None else str(reference.resolve()),
             "rounds": rounds,
             "metric": metric,
+            "outputs": str(Path(folder) / "outputs.npy") if numbers else None,
         }
         told = _ask(model, argument, time_limit)
+        kept = np.load(Path(folder) / "outputs.npy") if numbers and "refused" not in told else None
     answers = tuple(int(answer) for answer in told["answers"])
     if not told["finite"]:
         raise FailedError(f"{model.name}: an output was NaN or infinite; a device refuses that", code="not-finite")
@@ -115,6 +122,7 @@ def measure(
         runtime=str(told["runtime"]),
         inputs=tuple(told["inputs"]),
         outputs=tuple(told["outputs"]),
+        numbers=kept,
     )
 
 

@@ -94,7 +94,7 @@ def inspect(data: bytes) -> Inside:
     Raises:
         UsageError: `model-file`: no .tflite file.
     """
-    model = _model(data)
+    model = unpack(data)
     names, builtin = _words(schema.BuiltinOperator), []
     custom = []
     for entry in model.operatorCodes:
@@ -135,7 +135,7 @@ def polish(data: bytes, inputs: Sequence[str] = (), outputs: Sequence[str] = ())
         inputs: in the file's order; none: names stay.
         outputs: the same.
     """
-    model = _model(data)
+    model = unpack(data)
     main = model.subgraphs[0]
     for wanted, indices in ((inputs, main.inputs), (outputs, main.outputs)):
         if not wanted:
@@ -155,12 +155,12 @@ def polish(data: bytes, inputs: Sequence[str] = (), outputs: Sequence[str] = ())
             if tensor.quantization is not None:
                 # What calibration saw: for the quantiser's own next step, and nothing a runtime reads.
                 tensor.quantization.min = tensor.quantization.max = None
-    return _bytes(model, len(data))
+    return pack(model, len(data))
 
 
 def order(data: bytes) -> tuple[list[str], list[str]]:
     """The signature's names of inputs and outputs, in the order of the graph; tensor names without a signature."""
-    model = _model(data)
+    model = unpack(data)
     main = model.subgraphs[0]
     found: list[list[str]] = []
     for kind, indices in (("inputs", main.inputs), ("outputs", main.outputs)):
@@ -181,15 +181,15 @@ def arrange(data: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> bytes
     for wanted, found, edge in zip((inputs, outputs), present, ("inputs", "outputs"), strict=True):
         if list(wanted) == found or sorted(wanted) != sorted(found) or len(set(found)) < len(found):
             continue
-        model = model or _model(data)
+        model = model or unpack(data)
         indices = dict(zip(found, getattr(model.subgraphs[0], edge), strict=True))
         setattr(model.subgraphs[0], edge, [indices[name] for name in wanted])
-    return data if model is None else _bytes(model, len(data))
+    return data if model is None else pack(model, len(data))
 
 
 def shapes(data: bytes) -> list[tuple[str, tuple[int, ...]]]:
     """Name and shape of each input, in the order of the graph; -1 where a size is open."""
-    model = _model(data)
+    model = unpack(data)
     main = model.subgraphs[0]
     found = []
     for name, tensor in zip(order(data)[0], (main.tensors[index] for index in main.inputs), strict=True):
@@ -236,16 +236,24 @@ def _constant(model: Any, tensor: Any) -> Constant | None:
     return Constant(_text(tensor.name), dtype.lower(), shape, numbers, zeros, data)
 
 
-def _model(data: bytes) -> Any:
+def unpack(data: bytes | bytearray) -> Any:
+    """The file as objects of the generated schema; vectors of a bytearray are views into it.
+
+    Raises:
+        UsageError: `model-file`: no .tflite file.
+    """
     try:
         if data[4:8] != b"TFL3":
             raise ValueError("its mark is missing")
-        return schema.ModelT.InitFromObj(schema.Model.GetRootAs(bytearray(data), 0))
+        return schema.ModelT.InitFromObj(
+            schema.Model.GetRootAs(data if isinstance(data, bytearray) else bytearray(data), 0)
+        )
     except Exception as error:  # the generated reader fails in many ways on foreign bytes
         raise UsageError(f"no .tflite file ({error}); name the right file", code="model-file") from error
 
 
-def _bytes(model: Any, about: int) -> bytes:
+def pack(model: Any, about: int) -> bytes:
+    """The file of such objects; `about` is how large it will be."""
     builder = _writer()(about)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())

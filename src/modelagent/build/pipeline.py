@@ -13,6 +13,7 @@ equal bytes are said, and differences are named.
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from modelagent.build import (
     evaluate,
     evidence,
     graph,
+    near_parent,
     report,
     scoring,
     source,
@@ -56,6 +58,8 @@ class Variant:
     size: int = 0
     compressed: int = 0
     delta: int | None = None
+    plain_delta: int | None = None  # of the same chain without `near-parent`
+    near: near_parent.Near | None = None
     inside: Inside | None = None
     remarks: list[Remark] = field(default_factory=list)
     measured: evaluate.Measured | None = None
@@ -120,18 +124,18 @@ def build(
     folder = out / "variants"
     folder.mkdir(parents=True, exist_ok=True)
     earlier = _earlier(out)
-    workshop = _Workshop(plan, parts, loaded, progress)
+    parent = _parent(plan)
+    workshop = _Workshop(plan, parts, loaded, progress, parent=parent, delta_size=delta_size)
     variants: dict[str, Variant] = {}
     for name, steps in chained.items():
         variants[name] = _make(workshop, name, steps, folder, baseline=variants.get(BASELINE), earlier=earlier)
         if name == BASELINE and variants[name].failure:
             raise UsageError(f"the float32 baseline: {variants[name].failure}", code="baseline")
-    parent = _parent(plan)
     for variant in variants.values():
         progress.step(variant.name, "measuring")
-        _measure(plan, parts, variant, variants[BASELINE])
-        if parent is not None and delta_size is not None and variant.file is not None:
+        if parent is not None and delta_size is not None and variant.file is not None and variant.delta is None:
             variant.delta = delta_size(parent["data"], variant.file.read_bytes())
+        _measure(plan, parts, variant, variants[BASELINE])
     chosen, beside, canary = _choose(plan, parts, variants, parent)
     card = _card(plan, parts, loaded, chosen=chosen, canary=canary, beside=beside, parent=parent, command=command)
     outcome = Outcome(plan, parts, frames, loaded, variants, parent, chosen, beside, canary, card, out / "report.json")
@@ -153,10 +157,20 @@ class _Progress:
 
 
 class _Workshop:
-    """Runs the training steps of chains, each beginning once."""
+    """Runs the training steps of chains, each beginning once, and the one that works on files."""
 
-    def __init__(self, plan: Plan, parts: Parts, loaded: source.Source, progress: _Progress) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        parts: Parts,
+        loaded: source.Source,
+        progress: _Progress,
+        *,
+        parent: Mapping[str, Any] | None,
+        delta_size: DeltaSize | None,
+    ) -> None:
         self.plan, self.parts, self.source, self.progress = plan, parts, loaded, progress
+        self.parent, self.delta_size = parent, delta_size
         self._made: dict[str, Any] = {"": loaded.network}
 
     def network(self, name: str, steps: Sequence[Step]) -> Any:
@@ -172,6 +186,40 @@ class _Workshop:
                 self.progress.step(name, step.kind)
                 self._made[key] = self._run(step, before)
         return self._made[chains.show(tuple(done))]
+
+    def near(self, variant: Variant, plain: bytes) -> bytes:
+        """The file near the parent; what it saves becomes the variant's remark.
+
+        Raises:
+            UsageError: the parent is missing or does not pair, or the rules cannot be held.
+        """
+        if self.parent is None or self.delta_size is None:
+            raise UsageError(
+                f"{chains.NEAR}: there is no published parent to be near to; name it with [parent] file or --parent",
+                code="no-parent",
+            )
+        parent, options = self.parent["data"], variant.steps[-1].options
+        margin = options["margin"] or self.plan.choose.max_loss
+        rules = near_parent.Rules(
+            metric=self.plan.metric,
+            margin=float(margin or 0.0),
+            confidence=self.plan.choose.confidence,
+            keep=float(options["keep"]),
+            evaluations=int(options["evaluations"]),
+            zeros=any(step.kind == "prune" for step in variant.steps),
+        )
+        found = near_parent.make(parent, plain, rules, measure=self._measure, told=self.progress.say)
+        variant.near, variant.delta = found, self.delta_size(parent, found.data)
+        variant.plain_delta = self.delta_size(parent, plain)
+        variant.remarks.append(near_parent.remark(found, variant.plain_delta, variant.delta, len(plain)))
+        return found.data
+
+    def _measure(self, data: bytes) -> evaluate.Measured:
+        with tempfile.TemporaryDirectory(prefix="modelagent-near-") as folder:
+            file = Path(folder) / "near.tflite"
+            file.write_bytes(data)
+            samples, metric = self.parts.validation, self.plan.metric
+            return evaluate.measure(file, samples, threads=self.plan.threads, metric=metric, numbers=True)
 
     def _run(self, step: Step, network: Any) -> Any:
         if network is None:
@@ -200,7 +248,8 @@ def _make(
 ) -> Variant:
     """Run a chain to a file. What a tool cannot do is the variant's failure, never another variant's."""
     variant = Variant(name, steps)
-    plan, last = workshop.plan, steps[-1]
+    plan = workshop.plan
+    last = next(step for step in reversed(steps) if step.kind in chains.FORMATS)
     try:
         network = workshop.network(name, steps)
         workshop.progress.step(name, f"writing {last.kind}")
@@ -213,7 +262,10 @@ def _make(
             names=convert.Names(plan.inputs, plan.outputs),
             shapes=plan.shapes,
         )
-    except UsageError as error:
+        if steps[-1].kind == chains.NEAR:
+            workshop.progress.step(name, chains.NEAR)
+            made = workshop.near(variant, made)
+    except (UsageError, evaluate.FailedError) as error:
         variant.failure = error.message
         return variant
     if baseline is None:
@@ -225,7 +277,7 @@ def _make(
     variant.digest = hashlib.sha256(made).hexdigest()
     variant.inside = graph.inspect(made)
     if baseline is not None and baseline.inside is not None:
-        variant.remarks = evidence.judge(steps, baseline.inside, variant.inside)
+        variant.remarks = [*evidence.judge(steps, baseline.inside, variant.inside), *variant.remarks]
         if variant.digest == baseline.digest:
             variant.remarks.append(Remark(chains.show(steps), True, "the file is the baseline's, byte for byte"))
     return variant
@@ -283,6 +335,7 @@ def _measure(plan: Plan, parts: Parts, variant: Variant, baseline: Variant) -> N
         unsupported=variant.inside.custom,
         idle=tuple(remark.text for remark in variant.remarks if remark.idle),
         metric=plan.metric,
+        update=variant.delta,
     )
     variant.refusals = choose.refusals(variant.figures, plan.choose)
 
@@ -360,14 +413,23 @@ def _following(plan: Plan, parts: Parts, loaded: source.Source) -> dict[str, Any
 def _earlier(out: Path) -> Mapping[str, Any]:
     try:
         found = json.loads((out / "report.json").read_bytes())
-        return {"inputs": found["inputs"], "chains": {item["name"]: item["chain"] for item in found["variants"]}}
+        return {
+            "inputs": found["inputs"],
+            "chains": {item["name"]: item["chain"] for item in found["variants"]},
+            "near": ((found["parent"] or {}).get("sha256"), found["constraints"]),
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
 def _compare(file: Path, made: bytes, earlier: Mapping[str, Any], workshop: _Workshop) -> str:
     """The same inputs and seed gave the same bytes, or what differs; empty when nothing can be said."""
-    chained = chains.show(workshop.plan.all_variants()[file.stem])
+    steps = workshop.plan.all_variants()[file.stem]
+    chained = chains.show(steps)
+    if steps[-1].kind == chains.NEAR and workshop.parent is not None:
+        held = {name: getattr(workshop.plan.choose, name) for name in workshop.plan.choose.__slots__}
+        if earlier.get("near") != (workshop.parent["digest"], held):
+            return ""
     if (
         earlier.get("inputs") != _following(workshop.plan, workshop.parts, workshop.source)
         or earlier["chains"].get(file.stem) != chained
@@ -422,6 +484,13 @@ def _card(
             "latency_ratio": round(chosen.figures.latency_ratio, 3),
         }
         card["remarks"] = [remark.text for remark in chosen.remarks]
+        if chosen.near is not None and parent is not None:
+            card["near_parent"] = {
+                "parent": parent["digest"],
+                "plain_delta": chosen.plain_delta,
+                "delta": chosen.delta,
+                **chosen.near.told(),
+            }
     if canary is not None:
         card["metrics"]["canary"] = round(canary.value, 4)
         card["metrics"]["canary_interval"] = [round(bound, 4) for bound in canary.interval]

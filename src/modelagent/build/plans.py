@@ -46,7 +46,7 @@ from modelagent.errors import UsageError
 from modelagent.judges.metrics import lower_is_better
 
 BASELINE: Final = "float32"  # always built: what every loss and ratio is measured against
-PREFERENCES: Final = ("size", "latency", "metric")
+PREFERENCES: Final = ("size", "update", "latency", "metric")
 MARGIN: Final = 0.05  # of a share, against the parent
 MAX_LOSS: Final = 0.02  # two points; an error has a unit, so nothing can be assumed of it
 DEFAULT_VARIANTS: Final = {"float32": "", "float16": "float16", "dynamic": "dynamic", "int8": "int8"}

@@ -74,6 +74,8 @@ def _row(outcome: "Outcome", item: "Variant", on_front: bool) -> dict[str, Any]:
         "size": item.size,
         "compressed": item.compressed,
         "delta": item.delta,
+        "plain_delta": item.plain_delta,
+        "near_parent": None if item.near is None else item.near.told(),
         "failure": item.failure,
         "refusals": item.refusals,
         "remarks": [{"step": remark.step, "idle": remark.idle, "text": remark.text} for remark in item.remarks],
@@ -151,7 +153,7 @@ def _variants(rows: Sequence[dict[str, Any]], chosen: str | None, metric: str) -
     titles = ("variant", "bytes", "compressed", "delta", said, "95 %", "loss", "p50 us", "p95 us", "time", "MB")
     lines = [f"<tr>{''.join(f'<th>{title}</th>' for title in titles)}<th></th></tr>"]
     for row in rows:
-        cells = [row["name"], row["size"] or "-", row["compressed"] or "-", row["delta"] or "-"]
+        cells = [row["name"], row["size"] or "-", row["compressed"] or "-", delta(row["plain_delta"], row["delta"])]
         if "value" in row:
             low, high = row["interval"]
             cells += [
@@ -173,6 +175,13 @@ def _variants(rows: Sequence[dict[str, Any]], chosen: str | None, metric: str) -
             f'<td class="text{" refused" if row["failure"] or row["refusals"] else " quiet"}">{words}</td></tr>'
         )
     return f"<table>{''.join(lines)}</table>"
+
+
+def delta(plain: int | None, found: int | None) -> str:
+    """The size of an update for a table; beside that of the same chain without `near-parent` where there is one."""
+    if found is None:
+        return "-"
+    return str(found) if plain is None else f"{plain} -> {found}"
 
 
 def _plot(rows: Sequence[dict[str, Any]], metric: str) -> str:

@@ -6,6 +6,7 @@ does to its process, the parent reads it from the exit status.
     python -m modelagent.build.trial '{"model": "int8.tflite", "samples": "folder", "threads": 1, "reference": null,
         "rounds": 20, "metric": "accuracy"}'
 
+"outputs": "outputs.npy" makes it keep the numbers of output 0 as well, one row a sample.
 It prints one JSON line: {"answers": [...], "values": [...], "finite": true, "us": [...], "peak_kb": ..., ...}. What the
 metric needs of an answer (`values`) is computed by the device's own code.
 With a reference both models run in short blocks by turns, so that what else the machine does falls on both alike.
@@ -45,6 +46,7 @@ def main(argument: Mapping[str, Any]) -> dict[str, Any]:
     answers: list[int] = []
     values: list[list[float]] = []
     times: list[float] = []
+    kept: list[npt.NDArray[Any]] = []
     finite = probabilities = True
     for index in range(count):
         frame = _frame(model, inputs, index)
@@ -55,6 +57,10 @@ def main(argument: Mapping[str, Any]) -> dict[str, Any]:
         probabilities = probabilities and _is_distribution(made[0], model.outputs[0].declared.quantisation)
         answers.append(int(np.argmax(made[0])))
         values.append(of(made, frame, truth[index]))
+        if argument.get("outputs"):
+            kept.append(made[0].astype(np.float32))
+    if kept:
+        np.save(Path(argument["outputs"]), np.stack([found.reshape(-1) for found in kept]))
     result: dict[str, Any] = {
         "answers": answers,
         "values": values,

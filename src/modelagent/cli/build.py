@@ -175,7 +175,7 @@ def _cells(item: Variant, metric: str, chosen: bool) -> list[str]:
         item.name,
         str(item.size),
         str(item.compressed),
-        "-" if item.delta is None else str(item.delta),
+        report.delta(item.plain_delta, item.delta),
         *values,
         f"{found.p50_us:.0f}/{found.p95_us:.0f}",
         f"{figures.latency_ratio:.2f}",
