@@ -167,14 +167,14 @@ def test_nobody_gets_in_without_encryption(broker: FleetBroker) -> None:
 REFUSED = 135  # not authorised
 MAY = {
     "box-18": ["modelagent/box-18/status", "modelagent/box-18/event", "modelagent/box-18/reply",
-               "modelagent/answers/operator/box-18"],
+               "modelagent/box-18/result/digits", "modelagent/answers/operator/box-18"],
     "operator": ["modelagent/box-17/cmd", "modelagent/group/lab/cmd", "modelagent/all/cmd",
                  "modelagent/box-99/status"],
     "viewer": [],
 }  # fmt: skip
 MAY_NOT = {
     "box-18": ["modelagent/box-17/status", "modelagent/box-17/event", "modelagent/box-17/reply",
-               "modelagent/box-17/cmd", "modelagent/box-18/cmd", "modelagent/group/lab/cmd", "modelagent/all/cmd",
+               "modelagent/box-17/result/digits", "modelagent/box-17/cmd", "modelagent/box-18/cmd", "modelagent/group/lab/cmd", "modelagent/all/cmd",
                "modelagent/answers/operator/box-17", "anything"],
     "operator": ["modelagent/box-17/event", "modelagent/box-17/reply", "modelagent/group/lab/deep/cmd"],
     "viewer": ["modelagent/box-17/cmd", "modelagent/all/cmd", "modelagent/viewer/cmd"],
