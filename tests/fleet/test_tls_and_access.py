@@ -174,7 +174,8 @@ MAY = {
 }  # fmt: skip
 MAY_NOT = {
     "box-18": ["modelagent/box-17/status", "modelagent/box-17/event", "modelagent/box-17/reply",
-               "modelagent/box-17/result/digits", "modelagent/box-17/cmd", "modelagent/box-18/cmd", "modelagent/group/lab/cmd", "modelagent/all/cmd",
+               "modelagent/box-17/result/digits",
+               "modelagent/box-17/cmd", "modelagent/box-18/cmd", "modelagent/group/lab/cmd", "modelagent/all/cmd",
                "modelagent/answers/operator/box-17", "anything"],
     "operator": ["modelagent/box-17/event", "modelagent/box-17/reply", "modelagent/group/lab/deep/cmd"],
     "viewer": ["modelagent/box-17/cmd", "modelagent/all/cmd", "modelagent/viewer/cmd"],
