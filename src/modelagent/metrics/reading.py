@@ -94,13 +94,11 @@ class Reader:
     def _look(self) -> View:
         status, why = self._question("status", None)
         states = status.get("models")
-        states = states if isinstance(states, Mapping) else {}
         models = {}
         for name in self._settings.models:
             health, age, silence = self._health(name)
-            gates = {} if why else self._question("explain", name)[0]
-            state = states.get(name)
-            models[name] = ModelView(health, age, silence, state if isinstance(state, Mapping) else {}, gates)
+            explained = {} if why else self._question("explain", name)[0]
+            models[name] = ModelView(health, age, silence, _of(states, name), _of(explained.get("models"), name))
         return View(self._settings.device.id, why, status, models)
 
     def _question(self, verb: str, model: str | None) -> tuple[Mapping[str, Any], str]:
@@ -129,3 +127,9 @@ class Reader:
         if age < -1.0:
             return None, None, "the health file is from an earlier boot"
         return document, max(0.0, age), f"no sign of life for {age:.0f} s" if age > STALE_S else ""
+
+
+def _of(models: object, name: str) -> Mapping[str, Any]:
+    """What an answer says of one model; empty when it says nothing."""
+    found = models.get(name) if isinstance(models, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
