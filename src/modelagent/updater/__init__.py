@@ -146,14 +146,14 @@ def rollback_offline(settings: Settings, model: str) -> str:
     status, reason, state = str(answers[0]["status"]), str(answers[0]["reason"]), driver.states[model]
     if status == "refused":
         raise UsageError(reason, code="refused")
-    # The answer came before the switch was tried, and says "failed" where it could only not be written down.
+    # The answer came before the switch was tried.
     if state.going is not None and state.going.link is None:
         why = state.alarms[-1] if state.alarms else f"the store did not answer within {_OFFLINE_S:.0f} s"
         raise DeviceError(f"{model}: {left} is still active: {why}; try again", code="still-active")
-    if status == "failed":
+    if model in driver.unkept:
         return (
-            f"gone back to {version(state, state.current)}, but that could not be written down ({reason}); do not "
-            f"repeat it: make room, start the updater, and say `modelagent block {left}`"
+            f"gone back to {version(state, state.current)}, but that could not be written down "
+            f"({driver.unkept[model]}); do not repeat it: make room, start the updater, and say `modelagent block {left}`"
         )
     return reason
 
