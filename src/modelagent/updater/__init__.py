@@ -152,8 +152,9 @@ def rollback_offline(settings: Settings, model: str) -> str:
         raise DeviceError(f"{model}: {left} is still active: {why}; try again", code="still-active")
     if model in driver.unkept:
         return (
-            f"gone back to {version(state, state.current)}, but that could not be written down ({driver.unkept[model]}); "
-            f"do not repeat it: make room, start the updater, and say `modelagent block {left}`"
+            f"gone back to {version(state, state.current)}, but that could not be written down "
+            f"({driver.unkept[model]}); do not repeat it: make room, start the updater, and say "
+            f"`modelagent block {left}`"
         )
     return reason
 
