@@ -3,13 +3,16 @@
 import queue
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from modelagent.core.events import Instant, Wanted
+from modelagent.core.state import State
 from modelagent.inputs import EventFactory
 from modelagent.inputs.config import Settings, load, parse
 from modelagent.inputs.edits import Edits, changed_keys, wishes
+from modelagent.updater import Updater
 
 AT = Instant(1000.0, 10.0, "boot")
 START = '[models.digits]\nchannel = "stable"\n'
@@ -186,3 +189,22 @@ def test_changed_keys() -> None:
     old = Settings.model_validate({"models": {"a": {}}, "log": {"level": "info"}})
     new = Settings.model_validate({"models": {"a": {"source": {"fps": 5}}, "b": {}}, "log": {"level": "debug"}})
     assert changed_keys(old, new) == ("log.level", "models.a.source.fps", "models.b")
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ({"limits": {"max_store_mb": 7}}, "limits.max_store_mb"),
+        ({"limits": {"disk_reserve_mb": 7}}, "limits.disk_reserve_mb"),
+        ({"models": {"digits": {"runtime": {"threads": 2}}}}, "models.digits.runtime.threads"),
+        ({"models": {"digits": {"runtime": {"delegate": "/lib/npu.so"}}}}, "models.digits.runtime.delegate"),
+        ({"policy": {"jitter": 0.2}}, ""),
+    ],
+)
+def test_status_says_what_the_updater_reads_at_its_start_alone(tmp_path: Path, table: dict[str, Any], key: str) -> None:
+    names = ("state_dir", "inference_dir", "run_dir", "inference_run_dir")
+    document = {"paths": {name: str(tmp_path / name) for name in names}, "models": {"digits": {}}}
+    updater = Updater(parse(document, tmp_path / "modelagent.toml"), models=("digits",))
+    updater.driver.states["digits"] = State("digits")
+    updater._settings_changed(parse({**document, **table}, tmp_path / "modelagent.toml"))
+    assert updater.problem == (f"takes effect at the next start: {key}" if key else "")

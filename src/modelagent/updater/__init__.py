@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import random
+import re
 import secrets
 import signal
 import threading
@@ -70,7 +71,12 @@ _THREADS_S = 20  # for the threads to be there: milliseconds, unless one of them
 _STILL_S = 60
 _OFFLINE_S = 30.0  # for the store to make an offline revert durable
 # What is read once at the start; an edit of these is remembered and takes effect at the next start.
-_FIXED = ("paths.", "repository.", "clock.", "mqtt.", "control.", "device.", "limits.canary.", "log.")
+_FIXED = (
+    *("paths.", "repository.", "clock.", "mqtt.", "control.", "device.", "log."),
+    *("limits.canary.", "limits.disk_reserve_mb", "limits.max_store_mb"),
+)
+# The same of each model: what its canary and the look at a release's delegate go by.
+_FIXED_OF_MODELS = re.compile(r"models\.[^.]+\.runtime\.(threads|delegate(_\w+)?)")
 
 
 class SystemClock:
@@ -294,7 +300,8 @@ class Updater:
 
     def _settings_changed(self, new: Settings) -> None:
         """A good edit: what can take effect does, what cannot says so."""
-        fixed = [key for key in changed_keys(self.started, new) if key.startswith(_FIXED)]
+        changed = changed_keys(self.started, new)
+        fixed = [key for key in changed if key.startswith(_FIXED) or _FIXED_OF_MODELS.fullmatch(key)]
         known = set(self.driver.states)
         fixed += [f"models.{name}" for name in known ^ set(new.models)]
         self.problem = f"takes effect at the next start: {', '.join(sorted(fixed))}" if fixed else ""
