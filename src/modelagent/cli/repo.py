@@ -297,7 +297,7 @@ def rotate(frame: Frame, name: str, *, directory: Path, keys_dir: Path, passphra
     """Replace the key NAME (root, targets, release, operations, online).
 
     What it signed is signed again by the new one; devices follow by themselves. The old key is kept as NAME.old-N
-    until you destroy it.
+    until you destroy it. Should this stop on its way, the next command that publishes finishes it.
     """
     repository = open_repository(directory, keys_dir, passphrase_file)
     repository.rotate(name)

@@ -25,7 +25,7 @@ def rollback(frame: Frame, command: Command, *, reason: str, offline: bool) -> N
     """Leave the running version for the newest confirmed one.
 
     The version that is left is blocked by cause "operator", until lifted by hand or by a pin. Without a confirmed
-    version to go to the command is refused.
+    version to go to the command is refused. --offline needs neither updater nor network, and may be called by root.
     """
     if not offline:
         steer(frame, command, "rollback", argument=reason)
