@@ -34,7 +34,7 @@ def run(frame: Frame, role: str | None) -> None:
 
     The role metrics serves Prometheus's page beside them. Without ROLE the first two run as children of this process:
     they are started again when they crash, and end when it ends (SIGTERM, Ctrl-C). SIGHUP makes them read the
-    settings again.
+    settings again (in a terminal it ends them, since the terminal has gone).
     """
     if role is None:
         raise SystemExit(_supervise(frame.config))
