@@ -265,7 +265,7 @@ def _make(
         if steps[-1].kind == chains.NEAR:
             workshop.progress.step(name, chains.NEAR)
             made = workshop.near(variant, made)
-    except (UsageError, evaluate.FailedError) as error:
+    except UsageError as error:
         variant.failure = error.message
         return variant
     if baseline is None:
