@@ -98,7 +98,7 @@ def test_what_is_typed_wrong_or_missing_is_refused_before_anything_is_built(plac
     for words, code in (
         (("--version", "a/b"), "bad-name"),
         (("--version", "1", "--channel", "Not So"), "bad-name"),
-        (("--version", "1", "--margin", "nan"), "bad-option"),
+        (("--version", "1", "--margin", "nan"), "usage"),
         (("--version", "1", "--margin", "-1"), "bad-option"),
         (("--version", "1", "--confidence", "2"), "bad-option"),
         (("--version", "1", "--wave", "soon=1"), "bad-wave"),
