@@ -83,6 +83,17 @@ def test_tensors_that_shared_their_numbers_are_told_apart() -> None:
     assert family.write([pair.old for pair in family.pairs]) == parent
 
 
+def test_a_constant_that_shares_bytes_with_a_weight_stays_as_it_is() -> None:
+    axis = np.zeros(1, np.int32)
+    parent = graph.polish(delta_models.build({"bias": np.zeros(1, np.float32), "axis": axis}))
+    network = delta_models.build({"bias": np.ones(1, np.float32), "axis": axis})
+    family = Family(parent, network)
+    made = graph.unpack(family.write([pair.new for pair in family.pairs]))
+    held = [made.buffers[tensor.buffer].data.tobytes() for tensor in made.subgraphs[0].tensors]
+    assert held == [np.ones(1, np.float32).tobytes(), axis.tobytes()]
+    assert family.write([pair.old for pair in family.pairs]) == parent
+
+
 @pytest.mark.parametrize(
     ("one", "other", "word"),
     [

@@ -65,12 +65,16 @@ class Family:
         self._parent, other = graph.unpack(self._bytes), graph.unpack(network)
         _compare(self._parent, other)
         self.pairs: tuple[Pair, ...] = tuple(_pairs(self._parent, other))
-        self._views: list[Array] = [self._parent.buffers[self._tensor(pair).buffer].data for pair in self.pairs]
+        places = [self._tensor(pair).buffer for pair in self.pairs]
+        self._views: list[Array] = [self._parent.buffers[place].data for place in places]
+        # Writers keep equal vectors once, so that a bias of zeros may be the very bytes of an axis.
+        others = [buffer.data for place, buffer in enumerate(self._parent.buffers) if place not in places]
+        self._others = [(view, view.copy()) for view in others if isinstance(view, np.ndarray)]
 
     def write(self, values: Sequence[Array]) -> bytes:
         """The parent's file with these numbers, one array a pair; everything else is the parent's, layout included.
 
-        Where the parent keeps one vector for tensors that are equal in it and not any more, the file is laid out anew.
+        Where the parent keeps one vector for what is equal in it and not any more, the file is laid out anew.
         """
         contents = [
             np.frombuffer(np.ascontiguousarray(array, pair.old.dtype).tobytes(), np.uint8)
@@ -80,7 +84,8 @@ class Family:
         try:
             for view, data in zip(self._views, contents, strict=True):
                 view[:] = data
-            if all(map(np.array_equal, self._views, contents)):
+            kept = all(np.array_equal(view, data) for view, data in self._others)
+            if kept and all(map(np.array_equal, self._views, contents)):
                 return bytes(self._bytes)
         finally:
             for view, data in zip(self._views, before, strict=True):
