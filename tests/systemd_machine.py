@@ -83,7 +83,7 @@ def package(revision: str, release: str = "") -> Path:
 
 
 def _do(*words: str, check: bool = True) -> str:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MODELAGENT"))}
     done = subprocess.run(
         words, capture_output=True, text=True, check=False, env=environment | {"PATH": _PATH}, timeout=600
     )

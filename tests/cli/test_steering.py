@@ -330,7 +330,10 @@ def test_without_an_updater_nobody_says_that_nothing_is_blocked(config: Path) ->
     assert "no state was written yet" in result.stderr
 
 
-def test_a_lock_that_may_not_be_taken_is_said_with_its_remedy(config: Path, tmp_path: Path) -> None:
+def test_a_lock_that_may_not_be_taken_is_said_with_its_remedy(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELAGENT_CONFIG", str(config))  # `run` sets it for its own process, which is this one here
     (tmp_path / "run").write_text("in the way")
     result = call(config, "run", "updater")
     assert result.exit_code == cli.FAILED
