@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,25 @@ def test_a_network_that_the_parents_parameters_break_is_refused() -> None:
 
     with pytest.raises(UsageError, match="the parent's quantisation parameters"):
         make(parent, network, RULES, measure=Failing(network))
+
+
+def test_an_error_is_held_to_a_margin_in_its_own_unit() -> None:
+    parent, network = linear()
+
+    class Meter(Reader):
+        """Its truth is what the network itself says, a little off."""
+
+        def __call__(self, file: bytes) -> Measured:
+            found = super().__call__(file)
+            off = np.abs(self.answer(file) - self.answer(network) - 0.1).mean(axis=1)
+            return replace(found, scored=tuple(Scored(None, None, (float(error),)) for error in off))
+
+    wide, narrow = (
+        make(parent, network, Rules("mae", margin, evaluations=7), measure=Meter(network)) for margin in (0.5, 0.02)
+    )
+    assert wide.step > narrow.step
+    assert 0.0 < narrow.loss < 0.02
+    assert narrow.loss_bound > -0.02
 
 
 def test_few_evaluations_are_enough_for_a_result() -> None:
