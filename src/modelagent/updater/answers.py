@@ -7,6 +7,7 @@ This file knows where each fact comes from and which policy or judge it goes to.
     answerer.gates("digits")["download"]              # every gate: what it saw, what it says, since when
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from modelagent.core.events import Event, Instant, Runs
 from modelagent.core.state import Answers, Candidate, Phase, Reached, Rules, State, Way, gather, slot
 from modelagent.core.verdicts import Deny, ProbationVerdict, Standing, SteadyVerdict, Verdict
+from modelagent.durable import have_directory
 from modelagent.inputs.config import Settings
 from modelagent.judges.probation import ProbationCriteria, hiccups, judge_probation
 from modelagent.policies import Composed, Facts, Gate, Memory, Policy, Question, compose
@@ -64,6 +66,10 @@ class Answerer:
         self._composed: dict[str, dict[Question, Composed]] = {}
         self._facts: dict[str, Facts] = {}
         self._steady: dict[str, Steady] = {}
+        if self._remember:
+            for name in ("policies", "steady"):
+                with contextlib.suppress(OSError):  # where there is no room now, the first save tries again
+                    have_directory(settings.paths.state_dir / name)
         self.use(settings)
 
     def use(self, settings: Settings) -> None:
