@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,9 @@ def test_the_architecture_names_files_that_are_there() -> None:
     assert len(names) > 50
     for name in names:
         assert any((place / name).exists() for place in places), name
+
+
+def test_no_folder_of_tests_is_passed_over(pytestconfig: pytest.Config) -> None:
+    """By default pytest does not look into folders called `build`, and says nothing of it."""
+    folders = {path.parent.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert not [name for name in folders for pattern in pytestconfig.getini("norecursedirs") if fnmatch(name, pattern)]

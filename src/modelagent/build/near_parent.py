@@ -213,7 +213,7 @@ def _floats(old: Array, new: Array, step: Array) -> Array:
             # Across the edge of a binade words are twice as far apart, and across zero they are no neighbours at all.
             good = left & (np.abs(tried.astype(np.float64) - exact_new) <= half)
         found = np.where(good, tried, found)
-        bits = bits - 1
+        bits = np.maximum(bits - 1, 0)  # a shift by less than nothing has no meaning
         left = left & ~good & (bits > 0)
     return found
 
