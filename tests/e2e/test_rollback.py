@@ -97,7 +97,14 @@ def test_labels_on_live_frames_lead_back_whatever_else_happens(patient: Box, tro
     assert patient.lost() == []
 
 
-@pytest.mark.parametrize("between", ["nothing", "inference killed", "mains"])
+@pytest.mark.parametrize(
+    "between",
+    [
+        "nothing",
+        pytest.param("inference killed", marks=pytest.mark.long),
+        pytest.param("mains", marks=pytest.mark.long),
+    ],
+)
 def test_labels_that_come_after_the_confirmation_still_lead_back(box: Box, between: str) -> None:
     box.see("a")
     box.until("the camera has slipped", lambda: (box.rows() or [{"frame": "."}])[-1]["frame"].startswith("camera.2"))
@@ -121,6 +128,7 @@ def test_labels_that_come_after_the_confirmation_still_lead_back(box: Box, betwe
         assert {row["outcome"] for row in box.rows()} == {"ok"}
 
 
+@pytest.mark.long
 def test_drift_of_a_confirmed_version_is_told_compared_and_followed_where_the_settings_say_so(box: Box) -> None:
     box.check()
     digest = box.publish("1.3.0", "digits-1.3.0.tflite")
@@ -167,6 +175,7 @@ def test_right_for_two_hundred_calls_and_then_deadly(patient: Box, model: str, c
     patient.until("refused", lambda: "the same model file as 1.5.0" in patient.status().get("waiting", ""))
 
 
+@pytest.mark.long
 def test_right_for_two_hundred_calls_and_then_slow(patient: Box) -> None:
     model = slow_when_dazzled(patient.root / "slow.tflite")
     digest = patient.publish("1.5.0", model, {"limits.latency_ms": 8.0, "limits.latency_ratio": 1000.0})
@@ -249,6 +258,7 @@ def test_a_version_that_never_gets_anything_done_is_left(box: Box) -> None:
     never_confirmed(box, "1.6.0")
 
 
+@pytest.mark.long
 def test_a_deliberate_downgrade_is_never_compared_and_never_blocked(box: Box) -> None:
     box.publish("1.2.0", "digits-1.2.0.tflite", {"canary.margin": 0.5})  # worse, but its margin lets it through
     box.told("confirmed", "1.2.0")
@@ -262,6 +272,7 @@ def test_a_deliberate_downgrade_is_never_compared_and_never_blocked(box: Box) ->
     assert box.lost() == []
 
 
+@pytest.mark.long
 def test_an_older_version_from_the_repository_meets_absolute_gates_alone(box: Box) -> None:
     box.publish("1.2.0", "digits-1.2.0.tflite", name=False)  # 83.5 %, which no comparison would let through
     box.publish("1.6.0", "digits-1.6.0.tflite")
@@ -286,6 +297,7 @@ def test_a_new_name_for_a_confirmed_file_does_not_take_the_file_down_with_it(box
     assert box.blocks() == {"1.1.1": "failed"}
 
 
+@pytest.mark.long
 def test_a_frame_that_kills_every_model_blames_none(box: Box) -> None:
     box.publish("1.5.0", "digits-1.5.0.tflite")
     box.told("confirmed", "1.5.0")
