@@ -153,14 +153,17 @@ def test_a_mounted_map_is_followed(tmp_path: Path) -> None:
         assert seen.get(timeout=PATIENCE).models["digits"].channel == "beta"
 
 
-def test_reload_looks_at_once(tmp_path: Path) -> None:
+def test_an_edit_before_the_watch_began_and_one_that_a_reload_names_are_seen_at_once(tmp_path: Path) -> None:
+    """Between a process's reading of its settings and its watch lie its imports and its directories."""
     seen: queue.Queue[Settings] = queue.Queue()
     path = tmp_path / "modelagent.toml"
     path.write_text("[models.digits]\nhold = true\n")
     old = parse({"models": {"digits": {}}}, path)
     with Edits(path, old, emit=lambda *_: None, on_good=seen.put, on_bad=pytest.fail, quiet=60.0) as edits:
-        edits.reload()
         assert seen.get(timeout=PATIENCE).models["digits"].hold
+        path.write_text("[models.digits]\nhold = false\n")
+        edits.reload()
+        assert not seen.get(timeout=PATIENCE).models["digits"].hold
 
 
 def test_stopping_twice_is_harmless(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ class Edits(FileSystemEventHandler):
         self._follow_drop_ins()
         self._thread = threading.Thread(target=self._run, name="edits", daemon=True)
         self._thread.start()
+        self.reload()  # an edit between the reading of `settings` and this moment has given no notice
 
     def stop(self) -> None:
         """End the watch; safe to call twice."""
