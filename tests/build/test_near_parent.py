@@ -376,6 +376,7 @@ def plan(folder: Path, source: Path = NEW, parent: Path | None = OLD, **more: An
     )
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_build_prints_what_the_step_saves_beside_the_plain_update(tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -111,7 +111,7 @@ def test_a_worker_that_eats_what_it_was_promised_is_a_device_without_memory(
         # Who is first, the watch over its memory or the group's limit, is the kernel's affair.
         ("eat", ("ate", "killed by SIGKILL while loading, at")),
         ("fork", ("no answer",)),
-        ("print", ("no answer",)),
+        pytest.param("print", ("no answer",), marks=pytest.mark.long),
         ("fill", ("",)),
     ],
 )

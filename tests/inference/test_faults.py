@@ -18,6 +18,8 @@ pytestmark = pytest.mark.process
 QUEUE = 64  # frames that may wait: the default
 ROOMY = 400  # more than come while a worker is replaced on a busy machine
 
+RATES = [pytest.param(30.0, marks=pytest.mark.long), 200.0]  # the faster one asks more
+
 
 def glare_at(count: int, *places: int) -> Frames:
     """`count` real scans, saturated at some places."""
@@ -46,7 +48,7 @@ def report(name: str, fps: float, rows: list[dict[str, Any]], queue: int = QUEUE
     print(f"{name} at {fps:g} fps, queue {queue}: next result after {gap * 1000:.0f} ms, {dropped} dropped")
 
 
-@pytest.mark.parametrize("fps", [30.0, 200.0])
+@pytest.mark.parametrize("fps", RATES)
 def test_a_killed_worker_is_replaced_and_its_frame_run_again(tmp_path: Path, fps: float) -> None:
     count = int(fps * 2.5)
     with Rig(tmp_path) as rig:
@@ -67,7 +69,7 @@ def test_a_killed_worker_is_replaced_and_its_frame_run_again(tmp_path: Path, fps
         assert rig.counts(only)["faults"]["crash"] == 1
 
 
-@pytest.mark.parametrize("fps", [30.0, 200.0])
+@pytest.mark.parametrize("fps", RATES)
 def test_a_stopped_worker_is_ended_and_what_does_not_fit_the_queue_is_counted(tmp_path: Path, fps: float) -> None:
     count = int(fps * 4)
     with Rig(tmp_path) as rig:
@@ -89,7 +91,7 @@ def test_a_stopped_worker_is_ended_and_what_does_not_fit_the_queue_is_counted(tm
         assert (dropped > 0) == (fps * 1.0 > QUEUE)
 
 
-@pytest.mark.parametrize("fps", [30.0, 200.0])
+@pytest.mark.parametrize("fps", RATES)
 def test_a_frame_that_kills_a_confirmed_model_twice_is_faulted_and_costs_nobody_else(
     tmp_path: Path, fps: float
 ) -> None:
