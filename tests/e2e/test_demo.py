@@ -29,6 +29,7 @@ def processes_that_name(word: str) -> list[str]:
     return found
 
 
+@pytest.mark.long  # `script/demo` is the same
 def test_the_demo_plays_all_acts(tmp_path: Path) -> None:
     place = tmp_path / "demo"
     done = subprocess.run([*DEMO, "--keep", str(place)], capture_output=True, text=True, timeout=400, check=False)

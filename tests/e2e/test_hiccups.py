@@ -76,6 +76,7 @@ def test_one_frame_in_thirty_is_too_many(box: Box) -> None:
     assert box.lost() == [], "each frame has its result all the same"
 
 
+@pytest.mark.long
 def test_a_confirmed_version_that_stumbles_is_only_counted(box: Box) -> None:
     """One frame in five thousand fails at first, which is one second in fifty with frames."""
     version = "1.6.0+trip-5000"
