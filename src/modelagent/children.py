@@ -50,6 +50,8 @@ _SCHED_SETATTR: Final = {"x86_64": 314, "aarch64": 274}
 _SLICE_NS: Final = 100_000  # the shortest that the kernel gives
 
 _MIB: Final = 1024 * 1024
+# What a program needs to start at all, and no secret that this process was given.
+_ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "PYTHONDONTWRITEBYTECODE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +277,11 @@ def spawn(
         if captured is not None:
             os.close(captured)
         raise
+
+
+def bare_environment() -> dict[str, str]:
+    """The environment for a child that runs foreign bytes: what it needs to start, and nothing else of ours."""
+    return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
 
 
 def _bounded_file(size: int) -> int:

@@ -335,7 +335,7 @@ def test_a_worker_that_was_taken_over_is_a_verdict_in_time_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, code: str
 ) -> None:
     monkeypatch.setenv("HOSTILE_DIRECTORY", str(tmp_path))
-    monkeypatch.setattr(trial, "_ENVIRONMENT", (*trial._ENVIRONMENT, "HOSTILE_DIRECTORY"))
+    monkeypatch.setattr(children, "_ENVIRONMENT", (*children._ENVIRONMENT, "HOSTILE_DIRECTORY"))
     manifest = digit_slots.write_slot(tmp_path / "x", "digits-1.1.0.tflite", change={"limits.memory_mb": 60.0})
     started: list[children.Child] = []
 
@@ -359,7 +359,7 @@ def test_a_runtime_that_was_taken_over_cannot_leave_the_cage(tmp_path: Path, mon
     place.mkdir()
     (place / "secret").write_text("key")
     monkeypatch.setenv("HOSTILE_DIRECTORY", str(place))
-    monkeypatch.setattr(trial, "_ENVIRONMENT", (*trial._ENVIRONMENT, "HOSTILE_DIRECTORY"))
+    monkeypatch.setattr(children, "_ENVIRONMENT", (*children._ENVIRONMENT, "HOSTILE_DIRECTORY"))
     manifest = digit_slots.write_slot(tmp_path / "x", "digits-1.1.0.tflite")
     verdict = judge(tmp_path / "x", manifest, None, worker=(*HOSTILE, "break-out"), budget_s=10.0)
     assert verdict.reason == "broke out by []"

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from modelagent import durable
-from modelagent.children import Child, Limits, describe_exit, spawn
+from modelagent.children import Child, Limits, bare_environment, describe_exit, spawn
 from modelagent.errors import AgentError, DeviceError, SourceError
 from modelagent.manifest import FileRef
 from modelagent.steps.content import DIGEST, Wanted
@@ -43,7 +43,6 @@ _TICK_S: Final = 0.1
 _START_S: Final = 60.0  # imports on a slow card without compiled files
 _PACE: Final = 100_000  # bytes a second, far below what the slowest board does at the lowest priority
 _MIB: Final = 1024 * 1024
-_ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "PYTHONDONTWRITEBYTECODE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +199,7 @@ class Rebuilder:
             child = spawn(
                 [*self._program, json.dumps(argument)],
                 pass_fds=files,
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                env=bare_environment(),
                 capture=_OUTPUT,
             )
         except OSError as error:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeGuard
 
 from modelagent import __version__
-from modelagent.children import Child, Limits, describe_exit, spawn
+from modelagent.children import Child, Limits, bare_environment, describe_exit, spawn
 from modelagent.errors import DeviceError
 from modelagent.judges.canary import ModelRun, Problem, Sample
 from modelagent.manifest import Manifest
@@ -44,7 +44,6 @@ _START_S: Final = 60.0  # imports on a slow card without compiled files
 _SHORT_S: Final = 60.0  # a command that only hashes or counts
 _LIFT_S: Final = 10.0  # after which a worker that has not answered is lifted from the very lowest priority
 _STARVED: Final = 0.5  # share of the time limit spent waiting for a processor, above which the device is to blame
-_ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "PYTHONDONTWRITEBYTECODE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,8 +359,7 @@ def _start(terms: Terms, control: socket.socket, readable: Sequence[Path]) -> Ch
     child = spawn(
         [*terms.worker, json.dumps(argument)],
         pass_fds=(control.fileno(),),
-        # A model gets no secret that this process was given through its environment.
-        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+        env=bare_environment(),
         capture=_OUTPUT,
     )
     child.confine(
