@@ -11,6 +11,7 @@ A source never loads more than it needs: numpy always, Pillow with the first JPE
 
 import importlib
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ class SourceOptions:
     client: str = "modelagent-frames"  # the name that the broker knows us by
 
 
-class FrameSource:
+class FrameSource(ABC):
     """Gives frames until told to stop.
 
     `kind` is its name in health, `rate_fps` the rate it states (0: as they come). `counts` is what else went on, by
@@ -90,6 +91,7 @@ class FrameSource:
         """Seconds of silence after which something is wrong with us, not with what we look at."""
         return max(_SILENCE, _MISSED / self.rate_fps) if self.rate_fps else float("inf")
 
+    @abstractmethod
     def run(self, put: Callable[[Frame], None], stop: threading.Event) -> None:
         """Call `put` for each frame until `stop` is set or there are no more.
 
@@ -98,7 +100,6 @@ class FrameSource:
         Raises:
             SourceError: the source is broken for now; it may be run again.
         """
-        raise NotImplementedError
 
     def count(self, name: str) -> None:
         """Count something that health should show."""
